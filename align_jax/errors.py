@@ -1,0 +1,5 @@
+"""The one exception a person can act on."""
+
+
+class InputError(ValueError):
+  """Bad input from outside: one clear sentence that names the file, line and field at fault."""

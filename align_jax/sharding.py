@@ -1,0 +1,101 @@
+"""Where arrays live: logical axis names to mesh axes, all in this file.
+
+Arrays name their axes logically (`batch length embed mlp heads kv_heads head_dim vocab layers rank`);
+`RULES` says which mesh axis each may use.  Mesh axes are `data` (replicas, across slices), `fsdp`
+(weights and batch split) and `tensor` (heads, hidden units).  Axes are of Auto type: the compiler
+propagates shardings, so every jit that *creates* state must be given `out_shardings`.
+"""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from align_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Read in order: a dimension takes the first mesh axis listed for its name that is still free in this
+# array and divides it.  An embedding table [vocab, embed] thus becomes P(fsdp, tensor): the other
+# way round costs 1.3x the bytes.
+RULES = (
+  ("vocab", "fsdp"),
+  ("embed", "fsdp"),
+  ("embed", "tensor"),
+  ("mlp", "tensor"),
+  ("heads", "tensor"),
+  ("kv_heads", "tensor"),
+)
+REPLICATED_NAMES = frozenset({"length", "head_dim", "layers", "rank", None})
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Sizes of the three mesh axes; one of them may be -1, meaning all the devices that are left."""
+
+  data: int = 1
+  fsdp: int = -1
+  tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices) -> Mesh:
+  """A mesh over `devices`; raises InputError when the sizes do not multiply to their number."""
+  sizes = [config.data, config.fsdp, config.tensor]
+  if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+    raise InputError(f"mesh sizes must be positive, at most one of them -1, not {sizes}")
+  known = math.prod(s for s in sizes if s != -1)
+  sizes = [len(devices) // known if s == -1 else s for s in sizes]
+  if math.prod(sizes) != len(devices):
+    raise InputError(
+      f"mesh data x fsdp x tensor = {sizes} does not cover the {len(devices)} devices at hand"
+    )
+  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):
+  """The PartitionSpec of one array with logical `axes`; a mesh axis is used at most once."""
+  taken = [None] * len(shape)
+  for name in axes:
+    if name not in REPLICATED_NAMES and name not in {rule for rule, _ in RULES}:
+      raise ValueError(f"no sharding rule for the logical axis {name!r}")
+  for name, mesh_axis in RULES:
+    for dim, axis in enumerate(axes):
+      fits = shape[dim] % mesh.shape[mesh_axis] == 0
+      if axis == name and taken[dim] is None and mesh_axis not in taken and fits:
+        taken[dim] = mesh_axis
+  return PartitionSpec(*taken)
+
+
+def tree_shardings(axes_tree, abstract_tree, mesh: Mesh):
+  """A tree of NamedSharding for arrays whose logical axes are `axes_tree` (tuples as leaves)."""
+  return jax.tree.map(
+    lambda x, axes: NamedSharding(mesh, partition_spec(axes, x.shape, mesh)),
+    abstract_tree,
+    axes_tree,
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Axis 0 split over data and fsdp; every other axis whole."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def put_batch(batch, mesh: Mesh):
+  """Local NumPy rows of every host to one global array each, split along axis 0."""
+  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  sharding = batch_sharding(mesh)
+
+  def put(x):
+    x = np.asarray(x)
+    if (x.shape[0] * jax.process_count()) % ways:
+      raise InputError(f"a batch of {x.shape[0]} rows a host cannot be split {ways} ways (data x fsdp)")
+    return jax.make_array_from_process_local_data(sharding, x)
+
+  return jax.tree.map(put, batch)

@@ -1,0 +1,82 @@
+"""Optimizers and schedules from a config section."""
+
+import dataclasses
+
+import jax
+import optax
+
+from align_jax.errors import InputError
+
+SCHEDULES = ("constant", "linear", "cosine")
+OPTIMIZERS = ("adamw", "rmsprop", "sgd")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """One optimizer: its rule, its schedule, its clipping."""
+
+  learning_rate: float
+  name: str = "adamw"
+  schedule: str = "cosine"  # after warm-up; decays to `final_fraction` of the peak
+  warmup_fraction: float = 0.05  # of all steps
+  final_fraction: float = 0.1
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  grad_clip: float = 1.0  # global norm
+
+  def __post_init__(self):
+    if self.name not in OPTIMIZERS:
+      raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, not {self.name!r}")
+    if self.schedule not in SCHEDULES:
+      raise InputError(
+        f"optimizer.schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}"
+      )
+    if self.learning_rate <= 0 or self.grad_clip <= 0:
+      raise InputError("optimizer.learning_rate and optimizer.grad_clip must be positive")
+    if self.weight_decay and self.name != "adamw":
+      raise InputError(f"optimizer.weight_decay is not used by {self.name}; set it to 0")
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+  """Linear warm-up to the peak, then constant, linear or cosine decay over the steps that remain."""
+  warmup = round(config.warmup_fraction * steps)
+  peak, final = config.learning_rate, config.learning_rate * config.final_fraction
+  left = max(steps - warmup, 1)
+  decay = {
+    "constant": optax.constant_schedule(peak),
+    "linear": optax.linear_schedule(peak, final, left),
+    "cosine": optax.cosine_decay_schedule(peak, left, config.final_fraction),
+  }[config.schedule]
+  if warmup == 0:
+    return decay
+  # Starts at peak / warmup, not at zero, so that the first step moves.
+  return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup), decay], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+  """Clip by global norm, then the rule; weight decay acts on matrices only."""
+  schedule = make_schedule(config, steps)
+  rule = {
+    "adamw": lambda: optax.adamw(
+      schedule,
+      b1=config.b1,
+      b2=config.b2,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+      mask=_is_matrix,
+    ),
+    "rmsprop": lambda: optax.rmsprop(schedule, decay=config.b2, eps=config.eps),
+    "sgd": lambda: optax.sgd(schedule, momentum=config.b1),
+  }[config.name]()
+  return optax.chain(optax.clip_by_global_norm(config.grad_clip), rule)
+
+
+def _is_matrix(params):
+  # A norm stacked over layers is [layers, d]; it is still a vector.
+  def decays(path, x):
+    stacked = any("layers" in str(getattr(k, "key", k)) for k in path)
+    return x.ndim - stacked >= 2
+
+  return jax.tree_util.tree_map_with_path(decays, params)

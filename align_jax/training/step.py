@@ -1,0 +1,73 @@
+"""One optimizer step, for every objective."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from align_jax.losses.masked import Mean
+from align_jax.training.state import TrainState
+
+Metrics = dict[str, Any]
+Objective = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+
+
+def train_step(
+  state: TrainState,
+  frozen,
+  batch,
+  *,
+  objective: Objective,
+  tx: optax.GradientTransformation,
+  accumulate: int = 1,
+  prepare: Callable | None = None,
+) -> tuple[TrainState, Metrics]:
+  """Differentiates the *summed* loss over all microbatches and divides once by the total weight.
+
+    g = sum_m grad(loss_sum_m) / sum_m weight_m
+
+  so that accumulation, padding and sharding never change a number.  `frozen` holds the base and
+  reference parameters and is never differentiated.  `prepare(params, frozen, batch)` may add to the
+  batch what depends on all of it (KTO's baseline) before it is split into `accumulate` parts.
+  """
+  rng = jax.random.fold_in(state.rng, state.step)
+  if prepare is not None:
+    batch = prepare(state.params, frozen, batch)
+  value_and_grad = jax.value_and_grad(objective, has_aux=True)
+  if accumulate == 1:
+    (_, metrics), grads = value_and_grad(state.params, frozen, batch, rng)
+  else:
+    metrics, grads = _accumulated(value_and_grad, state.params, frozen, batch, rng, accumulate)
+  weight = jnp.maximum(metrics["loss"].weight, 1e-8)
+  grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics["grad_norm"] = Mean(optax.global_norm(grads), jnp.ones(()))
+  return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+
+
+def _accumulated(value_and_grad, params, frozen, batch, rng, parts: int):
+  """Scans over `parts` interleaved slices of the batch, adding gradients and metrics."""
+
+  def split(x):
+    # Row r goes to part r % parts, so that each part keeps the batch's sharding over devices.
+    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+  def body(carry, microbatch_and_index):
+    microbatch, index = microbatch_and_index
+    (_, metrics), grads = value_and_grad(params, frozen, microbatch, jax.random.fold_in(rng, index))
+    return jax.tree.map(jnp.add, carry, (metrics, grads)), None
+
+  microbatches = jax.tree.map(split, batch)
+  first = jax.tree.map(lambda x: x[0], microbatches)
+  shapes = jax.eval_shape(lambda b: value_and_grad(params, frozen, b, rng), first)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
+  (metrics, grads), _ = jax.lax.scan(body, zeros, (microbatches, jnp.arange(parts)))
+  return metrics, grads
+
+
+def eval_step(params, frozen, batch, *, objective: Objective) -> Metrics:
+  """The objective's metrics without an update."""
+  return objective(params, frozen, batch, jax.random.key(0))[1]
