@@ -1,0 +1,1 @@
+"""Evaluation: statistics with their uncertainty, policies, reward models, and the report."""
