@@ -1,0 +1,27 @@
+"""Shape checks shared by the losses: a wrong rank broadcasts silently, so it is refused by name."""
+
+import jax
+import jax.numpy as jnp
+
+
+def as_floats(function: str, rank: int, **arrays: jax.typing.ArrayLike) -> tuple[jax.Array, ...]:
+  """Returns `arrays` as float32, all of one shape and of `rank`, or raises a ValueError."""
+  shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+  for name, shape in shapes.items():
+    if len(shape) != rank:
+      raise ValueError(f"{function}: {name} must have rank {rank}, got shape {shape}.")
+  if len(set(shapes.values())) > 1:
+    raise ValueError(f"{function}: all arguments must have one shape, got {shapes}.")
+  return tuple(jnp.asarray(array).astype(jnp.float32) for array in arrays.values())
+
+
+def positive(function: str, name: str, value: jax.typing.ArrayLike) -> None:
+  """Raises a ValueError unless the (concrete) hyper-parameter `value` is above zero."""
+  if isinstance(value, (int, float)) and not value > 0:
+    raise ValueError(f"{function}: {name} must be positive, got {value}.")
+
+
+def probability(function: str, name: str, value: jax.typing.ArrayLike, below: float = 1.0) -> None:
+  """Raises a ValueError unless the (concrete) hyper-parameter `value` is in [0, below]."""
+  if isinstance(value, (int, float)) and not 0.0 <= value <= below:
+    raise ValueError(f"{function}: {name} must be in [0, {below:g}], got {value}.")
