@@ -1,8 +1,8 @@
 """PPO on token sequences: shaped rewards, advantages, and the clipped losses.
 
-Every [B, T] array here is aligned with the *tokens that were sampled*: entry t holds the log-prob
-of the t-th token, the value of the state before it, and the reward for having chosen it. `mask` is 1
-on sampled tokens and may have holes (tool output, say), which belong to the environment.
+Every [B, T] array here is aligned with the *sampled tokens*: entry t holds the log-prob of the t-th
+token, the value of the state before it, and the reward for having chosen it. `mask` is 1 on sampled
+tokens and may have holes (tool output, say), which belong to the environment.
 """
 
 import jax
