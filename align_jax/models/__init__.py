@@ -1,0 +1,16 @@
+"""The model room: one transformer for every family, its heads, adapters and files."""
+
+from align_jax.models.config import ModelConfig as ModelConfig
+from align_jax.models.config import RopeScaling as RopeScaling
+from align_jax.models.heads import init_scalar_head as init_scalar_head
+from align_jax.models.heads import scalar_head as scalar_head
+from align_jax.models.heads import token_logprobs as token_logprobs
+from align_jax.models.lora import init_lora as init_lora
+from align_jax.models.lora import lora_axes as lora_axes
+from align_jax.models.lora import merge_lora as merge_lora
+from align_jax.models.params import abstract_params as abstract_params
+from align_jax.models.params import init_cache as init_cache
+from align_jax.models.params import init_params as init_params
+from align_jax.models.params import logical_axes as logical_axes
+from align_jax.models.params import num_params as num_params
+from align_jax.models.transformer import Transformer as Transformer

@@ -1,0 +1,282 @@
+"""The transformer: one Flax Linen module, five collections, all layers in one scan.
+
+  params  the weights; everything under "layers" is stacked over layers on axis 0
+  lora    {"layers": {weight: {"a": [L, *in, r], "b": [L, r, *out]}}}: adapters; absent means none
+  cache   {"layers": {"keys", "values": [L, B, S, K, H]}}: what decoding has seen; slot = position
+  taps    {"layers": {site: [L, ...]}}: activations, sown when mutable=["taps"]
+  edits   {"layers": {site: {"add", "project", "replace", "where"}}}: see `apply_edit`
+
+Sites: resid_pre, resid_mid, resid_post, attention_out, mlp_out [B, T, D]; attention_heads
+[B, T, heads, head_dim]; mlp_hidden [B, T, F]; attention_probs [B, K, G, T, S].
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align_jax.models import attention
+from align_jax.models.config import ModelConfig
+
+SITES = frozenset({
+  "resid_pre", "attention_heads", "attention_probs", "attention_out", "resid_mid", "mlp_hidden",
+  "mlp_out", "resid_post",
+})
+EDITS = frozenset({"add", "project", "replace", "where"})
+WEIGHTS = ("query", "key", "value", "out", "gate", "up", "down")
+
+_REMAT_POLICIES = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Context(NamedTuple):
+  """What all layers share; pairs are (global, local) and local is None where no layer differs."""
+
+  positions: jax.Array  # [B or 1, T]
+  tables: tuple  # rotary (cos, sin)
+  masks: tuple
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+  """For every matrix of a layer its input and output shape."""
+  d, f, h = config.embed_dim, config.mlp_dim, config.head_dim
+  heads, kv_heads = (config.num_heads, h), (config.num_kv_heads, h)
+  return {
+    "query": ((d,), heads), "key": ((d,), kv_heads), "value": ((d,), kv_heads),
+    "out": (heads, (d,)), "gate": ((d,), (f,)), "up": ((d,), (f,)), "down": ((f,), (d,)),
+  }  # fmt: skip
+
+
+WEIGHT_AXES = {
+  "query": (("embed",), ("heads", "head_dim")), "key": (("embed",), ("kv_heads", "head_dim")),
+  "value": (("embed",), ("kv_heads", "head_dim")), "out": (("heads", "head_dim"), ("embed",)),
+  "gate": (("embed",), ("mlp",)), "up": (("embed",), ("mlp",)), "down": (("mlp",), ("embed",)),
+}  # fmt: skip
+
+
+def apply_edit(x: jax.Array, edit: Mapping[str, jax.Array]) -> jax.Array:
+  """x where `where` is false, else `replace`; less its part along the `project` rows; plus `add`.
+
+  x [..., D]; add, replace, where broadcast to x; project [K, D] holds orthonormal or zero rows.
+  """
+  if "replace" in edit:
+    x = jnp.where(edit["where"], edit["replace"].astype(x.dtype), x)
+  if "project" in edit:
+    rows = edit["project"].astype(x.dtype)
+    x = x - jnp.tensordot(jnp.tensordot(x, rows, (-1, -1)), rows, 1)
+  if "add" in edit:
+    x = x + edit["add"].astype(x.dtype)
+  return x
+
+
+class Block(nn.Module):
+  """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+  config: ModelConfig
+  lora_scale: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, layer, context: Context):
+    c = self.config
+    x = self._site("resid_pre", x)
+    y = self._attention(self._norm("attention_norm", x), layer, context)
+    if c.post_norms:
+      y = self._norm("attention_post_norm", y)
+    x = self._site("resid_mid", x + self._site("attention_out", y))
+    y = self._mlp(self._norm("mlp_norm", x))
+    if c.post_norms:
+      y = self._norm("mlp_post_norm", y)
+    return self._site("resid_post", x + self._site("mlp_out", y)), None
+
+  def _attention(self, x, layer, context):
+    c = self.config
+    index, local = layer
+    q, k, v = (self._project(name, x) for name in ("query", "key", "value"))
+    if c.qk_norm:
+      q, k = self._norm("query_norm", q), self._norm("key_norm", k)
+    table, mask = (_choose(local, pair) for pair in (context.tables, context.masks))
+    q, k = attention.rotate(q, table), attention.rotate(k, table)
+    if self.has_variable("cache", "keys"):
+      k, v = self._remember(index, context.positions, keys=k, values=v)
+    q = q.reshape(*q.shape[:2], c.num_kv_heads, -1, c.head_dim)
+    scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
+    probs = attention.attention_probs(q, k, mask, scale=scale, softcap=c.attention_softcap)
+    heads = attention.attend(self._site("attention_probs", probs), v)
+    heads = self._site("attention_heads", heads.reshape(*x.shape[:2], c.num_heads, c.head_dim))
+    return self._project("out", heads)
+
+  def _mlp(self, x):
+    gate, up = self._project("gate", x), self._project("up", x)
+    gate = jax.nn.silu(gate) if self.config.activation == "silu" else jax.nn.gelu(gate)
+    return self._project("down", self._site("mlp_hidden", gate * up))
+
+  def _project(self, name: str, x: jax.Array) -> jax.Array:
+    """x W + scale (x A) B (+ bias); the last axes of x are W's input."""
+    c, dtype = self.config, x.dtype
+    (inputs, outputs), (in_axes, out_axes) = weight_shapes(c)[name], WEIGHT_AXES[name]
+    std = np.prod(inputs) ** -0.5 * ((2 * c.num_layers) ** -0.5 if name in ("out", "down") else 1)
+    init = nn.with_logical_partitioning(nn.initializers.normal(std), in_axes + out_axes)
+    weight = self.param(name, init, inputs + outputs, jnp.dtype(c.param_dtype))
+    y = jnp.tensordot(x, weight.astype(dtype), len(inputs))
+    if self.has_variable("lora", name):
+      adapter = self.get_variable("lora", name)
+      low = jnp.tensordot(x, adapter["a"].astype(dtype), len(inputs))
+      y = y + self.lora_scale * jnp.tensordot(low, adapter["b"].astype(dtype), 1)
+    if c.qkv_bias and name in ("query", "key", "value"):
+      init = nn.with_logical_partitioning(nn.initializers.zeros, out_axes)
+      y = y + self.param(f"{name}_bias", init, outputs, jnp.dtype(c.param_dtype)).astype(dtype)
+    return y
+
+  def _norm(self, name: str, x: jax.Array) -> jax.Array:
+    axis = "head_dim" if name in ("query_norm", "key_norm") else "embed"
+    init = _norm_init(self.config, axis)
+    scale = self.param(name, init, x.shape[-1:], jnp.dtype(self.config.param_dtype))
+    return rms_norm(x, scale, self.config)
+
+  def _remember(self, index, positions, **new):
+    """Writes this layer's new keys and values to their slots; returns the layer's whole cache."""
+    rows = jnp.arange(new["keys"].shape[0])[:, None]
+    for name, value in new.items():
+      cache = self.get_variable("cache", name)
+      # A position past the last slot is dropped, never clamped onto it.
+      cache = cache.at[index, rows, positions].set(value.astype(cache.dtype), mode="drop")
+      self.put_variable("cache", name, cache)
+      yield cache[index].astype(value.dtype)
+
+  def _site(self, name: str, x: jax.Array) -> jax.Array:
+    if self.has_variable("edits", name):
+      x = apply_edit(x, self.get_variable("edits", name))
+    self.sow("taps", name, x, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    return x
+
+
+class Transformer(nn.Module):
+  """A decoder-only language model over the collections named at the top of this file."""
+
+  config: ModelConfig
+  lora_scale: float = 1.0
+
+  def setup(self):
+    c = self.config
+    dtype = jnp.dtype(c.param_dtype)
+    std = c.embed_dim**-0.5 if c.scale_embeddings else 0.02
+    table = nn.with_logical_partitioning(nn.initializers.normal(std), ("vocab", "embed"))
+    self.embedding = self.param("embedding", table, (c.vocab_size, c.embed_dim), dtype)
+    self.final_norm = self.param("final_norm", _norm_init(c, "embed"), (c.embed_dim,), dtype)
+    if not c.tie_embeddings:
+      init = nn.initializers.normal(c.embed_dim**-0.5)
+      init = nn.with_logical_partitioning(init, ("embed", "vocab"))
+      self.unembedding = self.param("unembedding", init, (c.embed_dim, c.vocab_size), dtype)
+    block = Block
+    if c.remat != "none":
+      block = nn.remat(Block, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)
+    self.layers = nn.scan(
+      block,
+      variable_axes={"params": 0, "lora": 0, "taps": 0, "edits": 0},
+      variable_carry="cache",
+      split_rngs={"params": True},
+      in_axes=(0, nn.broadcast),
+      length=c.num_layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )(c, self.lora_scale)
+
+  def __call__(self, tokens, positions=None, segment_ids=None) -> jax.Array:
+    """Logits [B, T, V] float32 of tokens [B, T] int32.
+
+    positions [B, T] default to 0, 1, 2...; tokens see their own segment only (segment_ids [B, T],
+    0 = padding).  With a cache, tokens are written at the slots `positions` and see all slots up to
+    their own; rows may be of different ages.
+    """
+    return self.unembed(self.hidden(tokens, positions, segment_ids))
+
+  def hidden(self, tokens, positions=None, segment_ids=None) -> jax.Array:
+    """The residual stream behind the last norm, [B, T, D]; arguments as for `__call__`."""
+    c = self.config
+    self._check_names()
+    x = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(c.dtype))
+    if c.scale_embeddings:
+      x = x * jnp.asarray(c.embed_dim**0.5, x.dtype)
+    context = self._context(tokens, positions, segment_ids)
+    layers = (jnp.arange(c.num_layers), jnp.asarray(c.windowed))
+    x, _ = self.layers(x, layers, context)
+    return rms_norm(x, self.final_norm, c)
+
+  def unembed(self, hidden: jax.Array) -> jax.Array:
+    """Logits [..., V] float32, soft-capped, of `hidden` [..., D]."""
+    c = self.config
+    table = self.embedding.T if c.tie_embeddings else self.unembedding
+    logits = jnp.dot(hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if c.logit_softcap is not None:
+      logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
+    return logits
+
+  def _context(self, tokens, positions, segment_ids) -> Context:
+    c = self.config
+    length = tokens.shape[1]
+    slots = self._cache_slots()
+    if slots is not None and segment_ids is not None:
+      raise ValueError("segment_ids do not go with a cache: its slots are positions")
+    if positions is None:
+      positions = jnp.arange(length)[None]
+    if slots is not None:
+      positions = jnp.broadcast_to(positions, tokens.shape)
+
+    def mask(window):
+      if slots is not None:
+        return attention.cache_mask(positions, slots, window)
+      return attention.sequence_mask(length, segment_ids, window)
+
+    def table(theta, scaling):
+      freqs = attention.rope_frequencies(c.head_dim, theta, scaling)
+      return attention.rope_table(positions, freqs)
+
+    tables = _pair(c, table, (c.rope_theta, c.rope_scaling), (c.rope_local_theta, None))
+    if c.rope_local_theta is None:
+      tables = (table(c.rope_theta, c.rope_scaling), None)
+    return Context(positions, tables, _pair(c, mask, (None,), (c.sliding_window,)))
+
+  def _cache_slots(self) -> int | None:
+    cache = self.variables.get("cache", {})
+    return cache["layers"]["keys"].shape[2] if cache else None
+
+  def _check_names(self):
+    known = {"lora": frozenset(WEIGHTS), "edits": SITES}
+    for collection, names in known.items():
+      for name, value in self.variables.get(collection, {}).get("layers", {}).items():
+        wrong = set() if collection == "lora" else set(value) - EDITS
+        if name not in names or wrong:
+          raise ValueError(f"{collection} knows {sorted(names)} {sorted(EDITS)}, not {name} {wrong}")
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
+  """x / rms(x) * scale over the last axis, in float32; scale [D], or 1 + scale for Gemma."""
+  wide = x.astype(jnp.float32)
+  wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
+  scale = scale.astype(jnp.float32) + (1.0 if config.norm_plus_one else 0.0)
+  return (wide * scale).astype(x.dtype)
+
+
+def _norm_init(config, axis):
+  init = nn.initializers.zeros if config.norm_plus_one else nn.initializers.ones
+  return nn.with_logical_partitioning(init, (axis,))
+
+
+def _pair(config, make, of_global, of_local):
+  """(global, local) values; only one is made where all layers are of one kind."""
+  if not any(config.windowed):
+    return make(*of_global), None
+  if all(config.windowed):
+    return make(*of_local), None
+  return make(*of_global), make(*of_local)
+
+
+def _choose(local, pair):
+  of_global, of_local = pair
+  if of_local is None:
+    return of_global
+  return jax.tree.map(lambda g, l: jnp.where(local, l, g), of_global, of_local)
