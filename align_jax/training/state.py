@@ -51,7 +51,7 @@ def create_state(params, tx: optax.GradientTransformation, seed: int, mesh) -> T
   return init(params, jax.random.key(seed))
 
 
-def abstract_state(state: TrainState) -> TrainState:
+def abstract_state(state):
   """The shapes, types and shardings of a state: what a checkpoint is restored into."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state

@@ -1,5 +1,6 @@
 """One optimizer step, for every objective."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,25 @@ def _accumulated(value_and_grad, params, frozen, batch, rng, parts: int):
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
   (metrics, grads), _ = jax.lax.scan(body, zeros, (microbatches, jnp.arange(parts)))
   return metrics, grads
+
+
+def make_train_step(
+  objective: Objective,
+  tx: optax.GradientTransformation,
+  *,
+  accumulate: int = 1,
+  prepare: Callable | None = None,
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
+  """The compiled step `(state, frozen, batch) -> (state, metrics)`, which reuses the state's memory."""
+  step = functools.partial(
+    train_step, objective=objective, tx=tx, accumulate=accumulate, prepare=prepare
+  )
+  return jax.jit(step, donate_argnums=0)
+
+
+def make_eval_step(objective: Objective) -> Callable[[Any, Any, Any], Metrics]:
+  """The compiled `(params, frozen, batch) -> metrics`."""
+  return jax.jit(functools.partial(eval_step, objective=objective))
 
 
 def eval_step(params, frozen, batch, *, objective: Objective) -> Metrics:

@@ -1,0 +1,83 @@
+"""The thin layer under every command: flags in, a sentence and an exit status out."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from align_jax import config as config_lib
+from align_jax.errors import InputError
+
+INPUT_ERROR_STATUS = 2
+
+
+def define(config_file: str):
+  """Defines --config (a Python file, with --config.x=y overrides) and --workdir; returns both."""
+  with _sentences():
+    config = config_flags.DEFINE_config_file(
+      "config", config_file, "Settings: a file with get_config(); --config.a.b=c overrides one."
+    )
+  workdir = flags.DEFINE_string("workdir", None, "Folder of this run.", required=True)
+  return config, workdir
+
+
+def settings(holder, cls):
+  """The parsed --config as the phase's dataclass; raises InputError on anything it does not know."""
+  return config_lib.build(cls, holder.value.to_dict())
+
+
+def devices():
+  """All devices of this run.  Called by mains only: no library code asks for devices."""
+  import jax
+
+  return jax.devices()
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Runs `main()` behind absl's flags.  An InputError becomes one sentence and exit status 2."""
+
+  def guarded(argv):
+    if len(argv) > 1:
+      raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are given as --config.a.b=c")
+    _prepare()
+    try:
+      return main()
+    except InputError as error:
+      print(f"error: {error}", file=sys.stderr)
+      return INPUT_ERROR_STATUS
+
+  app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv):
+  with _sentences():
+    return flags.FLAGS(argv)
+
+
+@contextlib.contextmanager
+def _sentences():
+  """A mistake in a flag or a config override is a sentence, not a traceback."""
+  try:
+    yield
+  except flags.Error as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(INPUT_ERROR_STATUS)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+    text = error.args[0] if isinstance(error, KeyError) else error
+    print(f"error: --config: {' '.join(str(text).split())}", file=sys.stderr)
+    sys.exit(INPUT_ERROR_STATUS)
+
+
+def _prepare() -> None:
+  """Quiets libraries and turns on the persistent compilation cache, which saves most of a start."""
+  logging.set_verbosity(logging.WARNING)
+  cache = os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/align_jax/compiled")
+  )
+  import jax
+
+  jax.config.update("jax_compilation_cache_dir", cache)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

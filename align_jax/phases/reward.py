@@ -1,0 +1,55 @@
+"""Reward modelling: a Bradley–Terry head on the trunk of an SFT model, read at the last response token."""
+
+import dataclasses
+
+from align_jax import config as config_lib
+from align_jax import data, sharding
+from align_jax.phases import records, train, workspace
+from align_jax.phases.sections import DataSection, ModelSection
+from align_jax.sharding import MeshConfig
+from align_jax.training import objectives, workdir
+from align_jax.training.loop import LoopConfig
+from align_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+  """Settings of `experiments.reward`."""
+
+  seed: int
+  model: ModelSection
+  data: DataSection
+  optimizer: OptimizerConfig
+  loop: LoopConfig
+  centering: float = 0.01  # weight of (r+ + r-)^2; Eisenstein et al. 2023 advise 0.01
+  label_smoothing: float = 0.0
+  accumulate: int = 1
+  mesh: MeshConfig = MeshConfig()
+
+
+def run(config: RewardConfig, path: str, devices) -> None:
+  """Trains and leaves a finished workdir at `path`; resumes one that was interrupted."""
+  mesh = sharding.make_mesh(config.mesh, devices)
+  folder = workdir.open_workdir(path, "reward", config_lib.to_dict(config))
+  pairs, held_out = records.read_split(config.data, "preferences")
+  loaded = workspace.start(config.model, mesh, seed=config.seed)
+  weights, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
+  batches = train.pair_batches(config, loaded.tokenizer)
+  plan = train.Plan(
+    phase="reward",
+    kind="reward",
+    loaded=loaded,
+    trainable={
+      "lora" if frozen else "trunk": weights,
+      "head": workspace.new_head(loaded.model, mesh, config.seed),
+    },
+    frozen=frozen,
+    objective=objectives.reward_objective(
+      model, centering=config.centering, label_smoothing=config.label_smoothing
+    ),
+    batches=batches(pairs),
+    eval_batches=held_out and (lambda: batches(held_out, epochs=1)),
+    fingerprint=data.fingerprint(pairs),
+    parents=workspace.parents(trunk=(config.model.init, loaded)),
+  )
+  train.run_plan(plan, config, folder, mesh)

@@ -1,0 +1,68 @@
+"""The sections that the configs of several phases share."""
+
+import dataclasses
+
+from align_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ScratchConfig:
+  """A Llama-shaped model with random weights."""
+
+  tokenizer: str  # "microworld" or a Hugging Face folder
+  layers: int
+  embed_dim: int
+  heads: int
+  kv_heads: int
+  mlp_dim: int
+  max_length: int  # positions
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters: what trains when `rank` is positive."""
+
+  rank: int = 0  # 0 trains all weights
+  alpha: float = 32.0  # the adapter is scaled by alpha / rank
+  targets: tuple[str, ...] = ("query", "key", "value", "out", "gate", "up", "down")
+
+  def __post_init__(self):
+    if self.rank < 0 or self.alpha <= 0 or not self.targets:
+      raise InputError("lora.rank must not be negative, lora.alpha positive, lora.targets not empty")
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank if self.rank else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+  """Where the weights come from, and how they are computed with."""
+
+  init: str  # "scratch", a name such as "smollm2", a Hugging Face folder, or an earlier phase's workdir
+  scratch: ScratchConfig | None = None  # given exactly when init is "scratch"
+  lora: LoraConfig = LoraConfig()
+  dtype: str = "float32"  # of activations; weights stay float32
+  remat: str = "none"  # what the backward pass recomputes: none, dots or full
+  logits_chunk: int | None = None  # time steps of logits held at once; None holds all
+
+  def __post_init__(self):
+    if (self.init == "scratch") != (self.scratch is not None):
+      raise InputError(
+        f"model.scratch is for model.init='scratch' and needed there, but init is {self.init!r}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+  """Records, and the rows they become."""
+
+  train: str  # a file, a folder, hf:org/name:split, or "microworld:seed=0,n=1000"
+  length: int  # tokens a row
+  batch_size: int  # rows a step, over all hosts
+  eval: str | None = None  # held-out records, same formats
+  fields: dict[str, str] | None = None  # our field name -> the file's column name
+  limit: int | None = None  # at most so many training records
+  eval_limit: int | None = None
+  chat: bool = True  # plain-text prompts are wrapped in the chat template
+  buckets: tuple[int, ...] | None = None  # row lengths to choose from; None pads all to `length`

@@ -1,0 +1,61 @@
+"""Supervised fine-tuning on demonstrations (from scratch, this is pretraining too)."""
+
+import dataclasses
+
+from align_jax import config as config_lib
+from align_jax import data, sharding
+from align_jax.phases import records, train, workspace
+from align_jax.phases.sections import DataSection, ModelSection
+from align_jax.sharding import MeshConfig
+from align_jax.training import objectives, workdir
+from align_jax.training.loop import LoopConfig
+from align_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+  """Settings of `experiments.sft`."""
+
+  seed: int
+  model: ModelSection
+  data: DataSection
+  optimizer: OptimizerConfig
+  loop: LoopConfig
+  pack: bool = True  # several records in one row, isolated by segment ids
+  accumulate: int = 1  # parts a batch is split into
+  mesh: MeshConfig = MeshConfig()
+
+
+def run(config: SftConfig, path: str, devices) -> None:
+  """Trains and leaves a finished workdir at `path`; resumes one that was interrupted."""
+  mesh = sharding.make_mesh(config.mesh, devices)
+  folder = workdir.open_workdir(path, "sft", config_lib.to_dict(config))
+  section = config.data
+  train_records, eval_records = records.read_split(section, "demonstrations")
+  loaded = workspace.start(config.model, mesh, seed=config.seed)
+  trainable, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
+
+  def batches(source, **options):
+    return data.sft_batches(
+      source,
+      loaded.tokenizer,
+      length=section.length,
+      seed=config.seed,
+      pack=config.pack,
+      **options,
+    )
+
+  plan = train.Plan(
+    phase="sft",
+    kind="policy",
+    loaded=loaded,
+    trainable=trainable,
+    frozen=frozen,
+    objective=objectives.sft_objective(model, chunk=config.model.logits_chunk),
+    batches=batches(train_records, batch_size=section.batch_size),
+    eval_batches=eval_records
+    and (lambda: batches(eval_records, batch_size=section.batch_size, epochs=1, shuffle=False)),
+    fingerprint=data.fingerprint(train_records),
+    parents=workspace.parents(init=(config.model.init, loaded)),
+  )
+  train.run_plan(plan, config, folder, mesh)

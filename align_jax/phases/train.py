@@ -1,0 +1,125 @@
+"""What SFT, reward modelling and preference optimisation have in common: one state, one loop."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from align_jax import data, sharding
+from align_jax.phases import workspace
+from align_jax.phases.sections import ModelSection
+from align_jax.training import loop, optimizer, state, step, workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Everything a phase has decided before the first compile."""
+
+  phase: str  # names the workdir's config and the progress bar
+  kind: str  # "policy" or "reward": what the next phase finds in the checkpoint
+  loaded: workspace.Loaded
+  trainable: Any
+  frozen: dict[str, Any]
+  objective: step.Objective
+  batches: Any  # endless, checkpointable
+  fingerprint: str  # of the training records
+  parents: tuple[dict, ...]
+  eval_objective: step.Objective | None = None
+  eval_batches: Callable[[], Any] | None = None  # a fresh finite stream at each call
+  prepare: Callable | None = None
+  check_first: Callable[[dict[str, float]], None] | None = None
+
+
+def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
+  """Trains, writes checkpoints and metrics, and leaves a finished workdir; returns what was trained."""
+  tx = optimizer.make_optimizer(config.optimizer, config.loop.steps)
+  train_state = state.create_state(plan.trainable, tx, config.seed, mesh)
+  train = step.make_train_step(
+    plan.objective, tx, accumulate=config.accumulate, prepare=plan.prepare
+  )
+
+  def put(batch):
+    return sharding.put_batch(batch, mesh)
+
+  workspace.describe(folder, plan.loaded, config.model, plan.kind)
+  lineage = {
+    "phase": plan.phase,
+    "parents": plan.parents,
+    "data_fingerprint": plan.fingerprint,
+  }
+  final = loop.fit(
+    train_state,
+    name=plan.phase,
+    step=lambda s, batch: train(s, plan.frozen, batch),
+    batches=plan.batches,
+    put=put,
+    config=config.loop,
+    workdir=folder,
+    metadata={k: v if isinstance(v, str) else list(v) for k, v in lineage.items()},
+    hooks=loop.Hooks(evaluate=_evaluator(plan, put), check_first=plan.check_first),
+  )
+  workdir.write_lineage(folder, step=config.loop.steps, **lineage)
+  return final.params
+
+
+def _evaluator(plan: Plan, put):
+  if plan.eval_batches is None:
+    return None
+  evaluate = step.make_eval_step(plan.eval_objective or plan.objective)
+
+  def run(params):
+    return loop.evaluate_batches(
+      lambda p, batch: evaluate(p, plan.frozen, batch), params, plan.eval_batches(), put
+    )
+
+  return run
+
+
+def policy_trainable(loaded: workspace.Loaded, section: ModelSection, mesh, seed: int):
+  """(trainable, frozen, model): the weights themselves, or fresh adapters on the frozen weights."""
+  if not section.lora.rank:
+    return loaded.params, {}, loaded.model
+  adapter = workspace.new_lora(loaded.model, section.lora, mesh, seed)
+  return adapter, {"base": loaded.params}, loaded.model.clone(lora_scale=section.lora.scale)
+
+
+def pair_batches(config, tokenizer) -> Callable:
+  """`(records, epochs=None) -> iterator` of preference pairs; a finite one keeps the file's order."""
+  section = config.data
+
+  def make(source, epochs: int | None = None):
+    return data.preference_batches(
+      source,
+      tokenizer,
+      length=section.length,
+      batch_size=section.batch_size,
+      seed=config.seed,
+      epochs=epochs,
+      shuffle=epochs is None,
+      buckets=section.buckets,
+      shard_index=jax.process_index(),
+      shard_count=jax.process_count(),
+    )
+
+  return make
+
+
+def feedback_batches(config, tokenizer) -> Callable:
+  """`records -> iterator` of single responses with a thumb up or down, taken from preference pairs."""
+  section = config.data
+
+  def make(source):
+    return data.feedback_batches(
+      data.as_feedback(source),
+      tokenizer,
+      length=section.length,
+      batch_size=section.batch_size,
+      seed=config.seed,
+      buckets=section.buckets,
+      shard_index=jax.process_index(),
+      shard_count=jax.process_count(),
+    )
+
+  return make

@@ -1,0 +1,172 @@
+"""What every phase does first and last: devices, workdir, model in, checkpoint out."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from align_jax import config as config_lib
+from align_jax import models, sharding
+from align_jax.errors import InputError
+from align_jax.phases.sections import LoraConfig, ModelSection, ScratchConfig
+from align_jax.training import checkpoints, workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A model with its weights on the mesh; `head` only for reward models."""
+
+  model: models.Transformer
+  params: Any
+  tokenizer: Any
+  head: Any = None
+  step: int | None = None  # of the checkpoint it came from
+
+
+def load(init: str, mesh, *, dtype: str = "float32", remat: str = "none") -> Loaded:
+  """The model that `init` names: a finished phase's workdir (adapters merged), a folder or a name."""
+  folder = pathlib.Path(init)
+  if not (folder / "model.json").exists():
+    model, params = models.load_pretrained(init, mesh=mesh)
+    return Loaded(_compute_as(model, dtype, remat), params, models.load_tokenizer(init))
+  description = workdir.read_json(folder / "model.json")
+  config = config_lib.build(models.ModelConfig, description["model"], "model")
+  model = _compute_as(models.Transformer(config), dtype, remat)
+  lora = config_lib.build(LoraConfig, description["lora"], "lora")
+  params, head, step = _read_weights(folder, description, lora, model, mesh)
+  return Loaded(model, params, models.load_tokenizer(str(folder / "tokenizer")), head, step)
+
+
+def _read_weights(folder, description, lora, model, mesh):
+  has_head = description["kind"] == "reward"
+  if lora.rank:
+    base = load(description["base"], mesh)
+    abstract = abstract_lora(model, lora, mesh)
+    name = "lora"
+  else:
+    abstract, name = abstract_params(model, mesh), "trunk"
+  if has_head:
+    abstract = {name: abstract, "head": abstract_head(model, mesh)}
+  step = checkpoints.latest_step(folder)
+  weights = checkpoints.load_params(folder, abstract, step=step)
+  trained, head = (weights[name], weights["head"]) if has_head else (weights, None)
+  params = models.merge_lora(base.params, trained, lora.scale) if lora.rank else trained
+  return params, head, step
+
+
+def start(section: ModelSection, mesh, *, seed: int) -> Loaded:
+  """The model a phase begins with: loaded, or random with the scratch section's shape."""
+  if section.scratch is None:
+    return load(section.init, mesh, dtype=section.dtype, remat=section.remat)
+  tokenizer = _scratch_tokenizer(section.scratch)
+  config = scratch_config(section.scratch, len(tokenizer))
+  model = _compute_as(models.Transformer(config), section.dtype, section.remat)
+  init = jax.jit(
+    lambda key: models.init_params(model, key), out_shardings=param_shardings(model, mesh)
+  )
+  return Loaded(model, init(jax.random.key(seed)), tokenizer)
+
+
+def scratch_config(scratch: ScratchConfig, vocab_size: int) -> models.ModelConfig:
+  return models.ModelConfig(
+    vocab_size=vocab_size,
+    embed_dim=scratch.embed_dim,
+    num_layers=scratch.layers,
+    num_heads=scratch.heads,
+    num_kv_heads=scratch.kv_heads,
+    head_dim=scratch.embed_dim // scratch.heads,
+    mlp_dim=scratch.mlp_dim,
+    max_length=scratch.max_length,
+    tie_embeddings=True,
+  )
+
+
+def _scratch_tokenizer(scratch: ScratchConfig):
+  if scratch.tokenizer == "microworld":
+    from align_jax import worlds
+
+    return worlds.Microworld().tokenizer()
+  return models.load_tokenizer(scratch.tokenizer)
+
+
+def _compute_as(model, dtype: str, remat: str):
+  try:
+    config = dataclasses.replace(model.config, dtype=dtype, remat=remat)
+  except ValueError as error:
+    raise InputError(f"model: {error}") from error
+  return model.clone(config=config)
+
+
+def param_shardings(model, mesh):
+  return sharding.tree_shardings(models.logical_axes(model), models.abstract_params(model), mesh)
+
+
+def _placed(abstract, shardings):
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+  )
+
+
+def abstract_params(model, mesh):
+  """Shapes, types and shardings of the weights: what a checkpoint or an AOT compile is given."""
+  return _placed(models.abstract_params(model), param_shardings(model, mesh))
+
+
+def abstract_lora(model, lora: LoraConfig, mesh):
+  """Adapters are small: one copy on every device."""
+  shapes = jax.eval_shape(lambda key: init_lora(model, lora, key), jax.random.key(0))
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), shapes
+  )
+
+
+def init_lora(model, lora: LoraConfig, key):
+  return models.init_lora(key, model, rank=lora.rank, targets=lora.targets)
+
+
+def new_lora(model, lora: LoraConfig, mesh, seed: int):
+  init = jax.jit(
+    lambda key: init_lora(model, lora, key), out_shardings=sharding.replicated(mesh)
+  )
+  return init(jax.random.key(seed))
+
+
+def abstract_head(model, mesh):
+  shapes = jax.eval_shape(
+    lambda key: models.init_scalar_head(key, model.config.embed_dim), jax.random.key(0)
+  )
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), shapes
+  )
+
+
+def new_head(model, mesh, seed: int):
+  init = jax.jit(
+    lambda key: models.init_scalar_head(key, model.config.embed_dim),
+    out_shardings=sharding.replicated(mesh),
+  )
+  return init(jax.random.key(seed))
+
+
+def describe(folder: pathlib.Path, loaded: Loaded, section: ModelSection, kind: str):
+  """Writes model.json and the tokenizer, so that the next phase needs nothing but this folder."""
+  workdir.write_json(
+    folder / "model.json",
+    {
+      "kind": kind,
+      "model": dataclasses.asdict(loaded.model.config),
+      "lora": dataclasses.asdict(section.lora),
+      "base": section.init,
+    },
+  )
+  loaded.tokenizer.save_pretrained(str(folder / "tokenizer"))
+
+
+def parents(**roles: tuple[str, Loaded]) -> tuple[dict[str, Any], ...]:
+  """Lineage entries `{"role", "path", "step"}` of `role=(init, loaded)`; scratch has no parent."""
+  return tuple(
+    {"role": role, "path": init, "step": loaded.step}
+    for role, (init, loaded) in roles.items()
+    if init != "scratch"
+  )

@@ -1,0 +1,87 @@
+"""The folder of one run: its settings, its parents, and whether it is finished."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from align_jax import config as config_lib
+from align_jax.errors import InputError
+
+
+def open_workdir(path: str | pathlib.Path, phase: str, settings: dict[str, Any]) -> pathlib.Path:
+  """Makes the folder and writes config.json; refuses the folder of a run with other settings."""
+  folder = pathlib.Path(path)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f"cannot create the workdir {folder}: {error.strerror}") from error
+  if not os.access(folder, os.W_OK):
+    raise InputError(f"the workdir {folder} is not writable")
+  new = json.loads(json.dumps({"phase": phase} | settings))
+  file = folder / "config.json"
+  if file.exists():
+    changes = config_lib.difference(json.loads(file.read_text()), new)
+    if changes:
+      raise InputError(
+        f"{folder} belongs to a run with other settings ({'; '.join(changes)}); use another workdir"
+      )
+  write_json(file, new)
+  return folder
+
+
+def write_json(file: pathlib.Path, value):
+  """Replaces the file in one move, so that a killed run leaves the old one or the new one."""
+  part = file.with_suffix(file.suffix + ".part")
+  part.write_text(json.dumps(value, indent=2) + "\n")
+  part.replace(file)
+
+
+def read_json(file: pathlib.Path):
+  """The content of a JSON file written by a phase; raises InputError when it is not there."""
+  if not file.exists():
+    raise InputError(f"{file} is missing: {file.parent} is not the workdir of a finished phase")
+  return json.loads(file.read_text())
+
+
+def write_lineage(folder: pathlib.Path, *, phase: str, step: int, parents, data_fingerprint: str):
+  """Names what a checkpoint was made from; its presence marks the phase as finished."""
+  write_json(
+    folder / "lineage.json",
+    {
+      "phase": phase,
+      "workdir": str(folder),
+      "step": step,
+      "parents": [dict(p) for p in parents],
+      "git_revision": git_revision(),
+      "data_fingerprint": data_fingerprint,
+      "command": " ".join(["python -m", *_command()]),
+    },
+  )
+
+
+def is_finished(folder: str | pathlib.Path) -> bool:
+  return (pathlib.Path(folder) / "lineage.json").exists()
+
+
+def _command() -> list[str]:
+  main = sys.modules["__main__"]
+  spec = getattr(main, "__spec__", None)
+  return [spec.name if spec else pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def git_revision() -> str:
+  """The commit of this source tree, with `+changes` when it is not clean; `unknown` outside git."""
+  root = pathlib.Path(__file__).resolve().parents[2]
+
+  def git(*args: str) -> str:
+    return subprocess.run(
+      ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+  try:
+    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"

@@ -1,0 +1,1 @@
+"""Settings: one get_config() a file."""

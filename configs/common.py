@@ -1,0 +1,80 @@
+"""Sections that several config files share."""
+
+from ml_collections import config_dict
+
+
+def lora(rank: int = 0):
+  config = config_dict.ConfigDict()
+  config.rank = rank  # 0 trains all weights
+  config.alpha = 32.0  # the adapter is scaled by alpha / rank
+  config.targets = ("query", "key", "value", "out", "gate", "up", "down")
+  return config
+
+
+def model(init: str, *, rank: int = 0, remat: str = "none"):
+  config = config_dict.ConfigDict()
+  config.init = init  # "scratch", a name ("smollm2"), a Hugging Face folder, or a phase's workdir
+  config.lora = lora(rank)
+  config.dtype = "float32"  # of activations; weights stay float32
+  config.remat = remat  # recomputed in the backward pass: none, dots, full
+  config.logits_chunk = config_dict.placeholder(int)  # time steps of logits at once; None: all
+  return config
+
+
+def microworld_model():
+  """0.8 M parameters: learns the microworld in about two minutes on two CPU cores."""
+  config = model("scratch")
+  config.scratch = config_dict.create(
+    tokenizer="microworld",
+    layers=4,
+    embed_dim=128,
+    heads=4,
+    kv_heads=4,
+    mlp_dim=384,
+    max_length=64,
+  )
+  return config
+
+
+def data(train: str, eval: str | None, *, length: int, batch_size: int):
+  config = config_dict.ConfigDict()
+  config.train = train  # a file, a folder, hf:org/name:split, or "microworld:n=..."
+  config.eval = config_dict.placeholder(str)
+  if eval:
+    config.eval = eval
+  config.length = length  # tokens a row
+  config.batch_size = batch_size  # rows a step, over all hosts
+  config.fields = config_dict.placeholder(dict)  # our field name -> the file's column
+  config.limit = config_dict.placeholder(int)  # at most so many training records
+  config.eval_limit = config_dict.placeholder(int)
+  config.chat = True  # plain-text prompts are wrapped in the chat template
+  config.buckets = config_dict.placeholder(tuple)  # row lengths to choose from
+  return config
+
+
+def optimizer(learning_rate: float, *, weight_decay: float = 0.0, schedule: str = "cosine"):
+  return config_dict.create(
+    name="adamw",
+    learning_rate=learning_rate,
+    schedule=schedule,  # after warm-up: constant, linear, cosine
+    warmup_fraction=0.05,  # of all steps
+    final_fraction=0.1,  # of the peak rate, at the end
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    weight_decay=weight_decay,  # matrices only
+    grad_clip=1.0,  # global norm
+  )
+
+
+def loop(steps: int, *, eval_every: int = 0, checkpoint_every: int = 0):
+  return config_dict.create(
+    steps=steps,
+    eval_every=eval_every,  # 0: first and last step only
+    checkpoint_every=checkpoint_every,  # 0: at the end only
+    keep=2,  # newest checkpoints preserved
+  )
+
+
+def mesh():
+  return config_dict.create(data=1, fsdp=-1, tensor=1)  # -1: all devices that are left

@@ -1,0 +1,1 @@
+"""Commands: thin mains over align_jax.phases."""
