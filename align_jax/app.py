@@ -14,12 +14,17 @@ from align_jax.errors import InputError
 INPUT_ERROR_STATUS = 2
 
 
-def define(config_file: str):
-  """Defines --config (a Python file, with --config.x=y overrides) and --workdir; returns both."""
+def define_config(config_file: str):
+  """Defines --config, a Python file whose settings --config.x=y overrides."""
   with _sentences():
-    config = config_flags.DEFINE_config_file(
+    return config_flags.DEFINE_config_file(
       "config", config_file, "Settings: a file with get_config(); --config.a.b=c overrides one."
     )
+
+
+def define(config_file: str):
+  """Defines --config and --workdir; returns both holders."""
+  config = define_config(config_file)
   workdir = flags.DEFINE_string("workdir", None, "Folder of this run.", required=True)
   return config, workdir
 

@@ -6,8 +6,6 @@ from align_jax import data, worlds
 from align_jax.errors import InputError
 from align_jax.phases.sections import DataSection
 
-KINDS = ("demonstrations", "preferences", "prompts")
-
 
 @dataclasses.dataclass(frozen=True)
 class WorldSource:
@@ -46,7 +44,7 @@ def parse_world(source: str) -> WorldSource:
   return WorldSource(**settings)
 
 
-def read(source: str, kind: str, *, fields=None, limit: int | None = None):
+def read(source: str, kind: str, *, columns: str | None = None, limit: int | None = None, chat=True):
   """The records of `kind` that `source` names, at most `limit` of them."""
   if is_world(source):
     records = _generate(parse_world(source), kind)
@@ -56,16 +54,27 @@ def read(source: str, kind: str, *, fields=None, limit: int | None = None):
       "preferences": data.read_preferences,
       "prompts": data.read_prompts,
     }
-    records = readers[kind](source, fields=fields)
+    records = readers[kind](source, columns=parse_columns(columns), chat=chat)
+  if not records:
+    raise InputError(f"{source!r} holds no records")
   return records[:limit]
+
+
+def parse_columns(text: str | None):
+  """`prompt=instruction+input,chosen=good` as a column map; a bare word is the name of a known one."""
+  if text is None or "=" not in text:
+    return text
+  pairs = (part.partition("=") for part in text.split(","))
+  return {ours: tuple(theirs.split("+")) for ours, _, theirs in pairs}
 
 
 def read_split(section: DataSection, kind: str):
   """(training records, held-out records or None) of a data section."""
-  training = read(section.train, kind, fields=section.fields, limit=section.limit)
+  options = {"columns": section.columns, "chat": section.chat}
+  training = read(section.train, kind, limit=section.limit, **options)
   if section.eval is None:
     return training, None
-  return training, read(section.eval, kind, fields=section.fields, limit=section.eval_limit)
+  return training, read(section.eval, kind, limit=section.eval_limit, **options)
 
 
 def _generate(source: WorldSource, kind: str):

@@ -61,7 +61,7 @@ class DataSection:
   length: int  # tokens a row
   batch_size: int  # rows a step, over all hosts
   eval: str | None = None  # held-out records, same formats
-  fields: dict[str, str] | None = None  # our field name -> the file's column name
+  columns: str | None = None  # foreign columns: a known map, or "prompt=instruction+input,chosen=good"
   limit: int | None = None  # at most so many training records
   eval_limit: int | None = None
   chat: bool = True  # plain-text prompts are wrapped in the chat template

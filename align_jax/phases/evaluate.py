@@ -1,0 +1,137 @@
+"""Evaluation: a policy against its reference on held-out prompts, or a reward model on held-out pairs."""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+import numpy as np
+
+from align_jax import config as config_lib
+from align_jax import data, sharding, worlds
+from align_jax.errors import InputError
+from align_jax.evals import policy as policy_lib
+from align_jax.evals import results, reward_model
+from align_jax.phases import records, workspace
+from align_jax.sharding import MeshConfig
+from align_jax.training import workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """Settings of `experiments.evaluate`."""
+
+  data: str  # prompts to answer, or preference pairs for a reward model
+  policy: str | None = None  # what is evaluated; None: the workdir itself
+  reference: str | None = None  # what win rate and KL are measured against; needed for a policy
+  scorer: str = "gold"  # the microworld's judge, or "reward:<workdir of a reward model>"
+  columns: str | None = None
+  limit: int | None = None
+  max_new_tokens: int = 24
+  max_prompt_length: int = 1024  # longer prompts lose their beginning
+  length: int = 48  # tokens a row of preference pairs
+  temperature: float = 1.0
+  batch_size: int = 128
+  seed: int = 0
+  dtype: str = "float32"
+  mesh: MeshConfig = MeshConfig()
+
+
+def run(config: EvaluateConfig, path: str, devices) -> None:
+  """Writes evaluation.json (and samples.jsonl for a policy) into the workdir."""
+  mesh = sharding.make_mesh(config.mesh, devices)
+  folder = pathlib.Path(path)
+  init = config.policy or path
+  loaded = workspace.load(init, mesh, dtype=config.dtype)
+  settings = config_lib.to_dict(config)
+  if folder.exists() or config.policy:
+    folder.mkdir(parents=True, exist_ok=True)
+  if loaded.head is not None:
+    evaluation, samples = _evaluate_reward_model(config, loaded, mesh), ()
+  else:
+    evaluation, samples = _evaluate_policy(config, init, loaded, mesh)
+  results.save(folder, evaluation, samples)
+  workdir.write_json(folder / "evaluation_config.json", settings)
+
+
+def _evaluate_policy(config: EvaluateConfig, init: str, loaded: workspace.Loaded, mesh):
+  if config.reference is None:
+    raise InputError("config.reference must name what the policy is compared with")
+  prompts = records.read(config.data, "prompts", columns=config.columns, limit=config.limit)
+  scorer, judge = make_scorer(config, mesh)
+  same = config.reference == init
+  reference = loaded if same else workspace.load(config.reference, mesh, dtype=config.dtype)
+  return policy_lib.evaluate_policy(
+    policy_lib.Policy(pathlib.Path(init).name, loaded.model, loaded.params),
+    policy_lib.Policy(pathlib.Path(config.reference).name, reference.model, reference.params),
+    prompts,
+    loaded.tokenizer,
+    scorer,
+    policy_lib.SamplingSettings(
+      max_new_tokens=config.max_new_tokens,
+      temperature=config.temperature,
+      seed=config.seed,
+      batch_size=config.batch_size,
+      max_prompt_length=config.max_prompt_length,
+    ),
+    scorer_name=config.scorer,
+    judge=judge,
+    mesh=mesh,
+  )
+
+
+def make_scorer(config: EvaluateConfig, mesh):
+  """(scorer, judge): the microworld's gold judge, or a reward model without a judge."""
+  if config.scorer == "gold":
+    if not records.is_world(config.data):
+      raise InputError("scorer 'gold' judges microworld prompts only; use scorer='reward:<workdir>'")
+    world = worlds.Microworld(seed=records.parse_world(config.data).seed)
+    return world.gold_rewards, world.judge
+  kind, _, init = config.scorer.partition(":")
+  if kind != "reward" or not init:
+    raise InputError(f"config.scorer must be 'gold' or 'reward:<workdir>', not {config.scorer!r}")
+  return reward_scorer(workspace.load(init, mesh, dtype=config.dtype), config), None
+
+
+def reward_scorer(loaded: workspace.Loaded, config: EvaluateConfig):
+  """`(prompts, responses) -> [n]` scores of a reward model."""
+  if loaded.head is None:
+    raise InputError("the scorer's checkpoint is a policy, not a reward model")
+  length = config.max_prompt_length + config.max_new_tokens
+
+  def score(prompts, responses) -> np.ndarray:
+    pairs = [data.Preference(p.prompt, r, r) for p, r in zip(prompts, responses)]
+    batches = data.preference_batches(
+      pairs, loaded.tokenizer, length=length, batch_size=config.batch_size, epochs=1, shuffle=False
+    )
+    rewards, _ = reward_model.pair_rewards(
+      loaded.model, {"params": loaded.params}, loaded.head, batches
+    )
+    return rewards[:, 0]
+
+  return score
+
+
+def _evaluate_reward_model(config: EvaluateConfig, loaded: workspace.Loaded, mesh):
+  pairs = records.read(config.data, "preferences", columns=config.columns, limit=config.limit)
+  batches = data.preference_batches(
+    pairs,
+    loaded.tokenizer,
+    length=config.length,
+    batch_size=config.batch_size,
+    epochs=1,
+    shuffle=False,
+  )
+  rewards, lengths = reward_model.pair_rewards(
+    loaded.model, {"params": loaded.params}, loaded.head, batches
+  )
+  gold = None
+  if records.is_world(config.data):
+    gold = _gold_margins(worlds.Microworld(seed=records.parse_world(config.data).seed), pairs)
+  return reward_model.evaluate_pairs(
+    rewards[:, 0],
+    rewards[:, 1],
+    chosen_lengths=lengths[:, 0],
+    rejected_lengths=lengths[:, 1],
+    gold_margins=gold,
+  )

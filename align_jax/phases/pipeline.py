@@ -1,0 +1,89 @@
+"""All phases in order, each only if it is not done, and one report at the end."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from align_jax import config as config_lib
+from align_jax.errors import InputError
+from align_jax.evals import report
+from align_jax.phases import evaluate, ppo, preference, reward, sft
+from align_jax.training import workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+  """Settings of `experiments.pipeline`: those of its phases; `@sft` stands for that phase's workdir.
+
+  A phase that is None is left out.  Every policy is evaluated against `start`.
+  """
+
+  start: str  # "@sft", or the pretrained model that every other phase begins with
+  sft: sft.SftConfig | None
+  reward: reward.RewardConfig | None
+  preference: dict[str, preference.PreferenceConfig]  # one run for every name, e.g. dpo, ipo, kto
+  ppo: ppo.PpoConfig | None
+  evaluation: evaluate.EvaluateConfig
+  reward_evaluation: evaluate.EvaluateConfig | None
+
+  def __post_init__(self):
+    if (self.reward is None) != (self.reward_evaluation is None):
+      raise InputError("config.reward and config.reward_evaluation go together")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One run: its folder, how to train it, how to evaluate it."""
+
+  folder: pathlib.Path
+  train: Callable[[Any, str, Any], None] | None  # None: nothing to train, only to evaluate
+  config: Any
+  evaluation: evaluate.EvaluateConfig
+
+
+def resolve(value, root: str):
+  """`@name` inside settings becomes `<root>/name`."""
+  if isinstance(value, dict):
+    return {k: resolve(v, root) for k, v in value.items()}
+  if isinstance(value, str) and (value.startswith("@") or ":@" in value):
+    return value.replace("@", f"{root}/", 1)
+  return value
+
+
+def run(settings: dict[str, Any], path: str, devices) -> pathlib.Path:
+  """Runs what is not done yet under `path` and returns the report."""
+  config = config_lib.build(PipelineConfig, resolve(settings, str(path)))
+  root = workdir.open_workdir(path, "pipeline", config_lib.to_dict(config))
+  for task in tasks(config, root):
+    name = task.folder.name
+    if task.train and not workdir.is_finished(task.folder):
+      print(f"== {name}: training", flush=True)
+      task.train(task.config, str(task.folder), devices)
+    if not (task.folder / "evaluation.json").exists():
+      print(f"== {name}: evaluating", flush=True)
+      evaluate.run(task.evaluation, str(task.folder), devices)
+  page = report.build_report(root)
+  print(f"== report: {page}", flush=True)
+  return page
+
+
+def tasks(config: PipelineConfig, root: pathlib.Path) -> list[Task]:
+  """The runs in the order their checkpoints need."""
+  policy = dataclasses.replace(config.evaluation, reference=config.start)
+  first = []
+  if config.sft:
+    first.append(Task(root / "sft", sft.run, config.sft, policy))
+  else:
+    untrained = dataclasses.replace(policy, policy=config.start)
+    first.append(Task(root / "start", None, None, untrained))
+  if config.reward:
+    first.append(Task(root / "reward", reward.run, config.reward, config.reward_evaluation))
+  preferences = [
+    Task(root / name, preference.run, run_config, policy)
+    for name, run_config in config.preference.items()
+  ]
+  online = [Task(root / "ppo", ppo.run, config.ppo, policy)] if config.ppo else []
+  ordered = first + preferences + online
+  # The scorer may be the reward model: then nothing is evaluated before that is trained.
+  return sorted(ordered, key=lambda t: t.folder.name != "reward") if not config.sft else ordered

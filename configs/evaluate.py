@@ -1,0 +1,29 @@
+"""Evaluation on held-out microworld prompts by the gold judge, against the model it started from.
+
+  python -m experiments.evaluate --config=configs/evaluate.py --config.reference=runs/sft --workdir=runs/dpo
+
+For a reward model, `data` are preference pairs and no reference is needed.
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config() -> config_dict.ConfigDict:
+  config = config_dict.ConfigDict()
+  config.data = "microworld:n=512,split=heldout,draw=2"  # prompts, or pairs for a reward model
+  config.policy = config_dict.placeholder(str)  # None: the workdir itself
+  config.reference = config_dict.placeholder(str)  # win rate and KL are measured against it
+  config.scorer = "gold"  # the microworld's judge, or "reward:<workdir of a reward model>"
+  config.columns = config_dict.placeholder(str)  # foreign columns: "prompt=question"
+  config.limit = config_dict.placeholder(int)
+  config.max_new_tokens = 24
+  config.max_prompt_length = 40  # longer prompts lose their beginning
+  config.length = 64  # tokens a row of preference pairs
+  config.temperature = 1.0
+  config.batch_size = 128
+  config.seed = 0
+  config.dtype = "float32"
+  config.mesh = common.mesh()
+  return config
