@@ -1,0 +1,199 @@
+"""Where rows come from: JSON Lines (plain or .gz), Parquet, folders of them, and the Hugging Face hub."""
+
+import gzip
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, TypeVar
+
+from align_jax.data.rows import Row
+from align_jax.errors import InputError
+
+T = TypeVar("T")
+Columns = Mapping[str, str | tuple[str, ...]] | str | None
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+FIELDS = (
+  "messages", "prompt", "completion", "text", "chosen", "rejected", "label", "margin", "weight",
+  "label_prob", "meta",
+)  # fmt: skip
+
+# Our field -> their column, or columns whose texts are joined by a newline.
+COLUMN_MAPS: dict[str, dict[str, str | tuple[str, ...]]] = {
+  "alpaca": {"prompt": ("instruction", "input"), "completion": "output"},
+  "response": {"completion": "response"},
+  "question_answer": {"prompt": "question", "completion": "answer"},
+  "conversation": {"prompt": "conversation"},
+  "messages_as_prompt": {"prompt": "messages"},
+}
+
+
+def read(
+  path: str,
+  parse: Callable[[Row, bool], T],
+  *,
+  columns: Columns = None,
+  chat: bool = True,
+  invalid: str = "raise",
+) -> list[T]:
+  """Every row of `path`, parsed; raises InputError for a bad row, or with invalid="skip" counts it."""
+  if invalid not in ("raise", "skip"):
+    raise InputError(f"invalid must be 'raise' or 'skip', not '{invalid}'")
+  names = _column_map(columns)
+  records, bad = [], []
+  for row in rows(path):
+    try:
+      records.append(parse(_renamed(row, names), chat))
+    except InputError as error:
+      if invalid == "raise":
+        raise
+      bad.append(str(error))
+  if bad:
+    logging.warning("%s: skipped %d of %d rows; first: %s", path, len(bad), len(bad) + len(records),
+                    bad[0])  # fmt: skip
+  if not records:
+    raise InputError(f"{path}: no {'valid ' if bad else ''}rows")
+  return records
+
+
+def rows(path: str) -> Iterator[Row]:
+  """The rows of a file, of every data file of a folder in order of name, or of a hub split."""
+  for name, file in _files(str(path)):
+    count = 0
+    for line, fields in _parquet(name, file) if file.suffix == ".parquet" else _jsonl(name, file):
+      count += 1
+      yield Row(f"{name}:{line}", fields)
+    if not count:
+      raise InputError(f"{name}: the file is empty")
+
+
+def open_text(path: str | pathlib.Path, mode: str) -> IO[str]:
+  """Opens UTF-8 text, through gzip if the name ends in .gz."""
+  if str(path).endswith(".gz"):
+    return gzip.open(path, mode, encoding="utf-8")
+  return open(path, mode, encoding="utf-8")
+
+
+def _files(path: str) -> list[tuple[str, pathlib.Path]]:
+  if path.startswith("hf:"):
+    return _hub_files(path)
+  local = pathlib.Path(path)
+  if local.is_dir():
+    files = sorted(f for f in local.rglob("*") if f.name.endswith(SUFFIXES))
+    if not files:
+      raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file")
+    return [(str(f), f) for f in files]
+  if not local.exists():
+    raise InputError(f"{path}: no such file or folder")
+  if not local.name.endswith(SUFFIXES):
+    raise InputError(f"{path}: unknown kind of file (known: {', '.join(SUFFIXES)})")
+  return [(path, local)]
+
+
+def _hub_files(path: str) -> list[tuple[str, pathlib.Path]]:
+  """hf:org/name[/folder]:split -> the split's files, downloaded to the hub's cache."""
+  import huggingface_hub
+
+  name, _, split = path.removeprefix("hf:").partition(":")
+  parts = name.split("/")
+  if len(parts) < 2 or not all(parts) or not split:
+    raise InputError(f"{path}: a hub name is written hf:org/name:split or hf:org/name/folder:split")
+  repo, folder = "/".join(parts[:2]), "/".join(parts[2:])
+  try:
+    listed = huggingface_hub.HfApi().list_repo_files(repo, repo_type="dataset")
+    chosen = sorted(f for f in listed if f.endswith(SUFFIXES) and _in_split(f, folder, split))
+    if not chosen:
+      raise InputError(f"{path}: no file of split '{split}' among {', '.join(listed) or 'none'}")
+    return [
+      (f"hf:{repo}/{f}", pathlib.Path(huggingface_hub.hf_hub_download(repo, f, repo_type="dataset")))
+      for f in chosen
+    ]
+  except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as e:
+    raise InputError(f"{path}: the hub did not answer ({type(e).__name__}: {e})") from e
+
+
+def _in_split(file: str, folder: str, split: str) -> bool:
+  """True of split.jsonl, split-00000-of-00003.parquet and split/any.jsonl inside the folder."""
+  if folder and not file.startswith(folder + "/"):
+    return False
+  parts = file.removeprefix(folder + "/" if folder else "").split("/")
+  stem = parts[-1].split(".")[0]
+  return split in parts[:-1] or stem == split or stem.startswith(split + "-")
+
+
+def _jsonl(name: str, file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+  line = 0
+  try:
+    with open_text(file, "rt") as lines:
+      for line, text in enumerate(lines, start=1):
+        if text.strip():
+          yield line, _object(f"{name}:{line}", text)
+  except UnicodeDecodeError as error:
+    raise InputError(f"{name}:{line + 1}: not UTF-8 text ({error.reason})") from error
+  except (OSError, EOFError) as error:
+    raise InputError(f"{name}:{line + 1}: the file cannot be read further ({error})") from error
+
+
+def _object(source: str, text: str) -> dict[str, Any]:
+  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+      names = [key for key, _ in pairs]
+      twice = next(key for key in names if names.count(key) > 1)
+      raise InputError(f"{source}: field '{twice}' appears twice")
+    return fields
+
+  try:
+    fields = json.loads(text, object_pairs_hook=unique)
+  except json.JSONDecodeError as error:
+    raise InputError(f"{source}: invalid JSON ({error.msg} at column {error.colno})") from error
+  if not isinstance(fields, dict):
+    raise InputError(f"{source}: a row must be a JSON object, not {type(fields).__name__}")
+  return fields
+
+
+def _parquet(name: str, file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+  import pyarrow
+  import pyarrow.parquet
+
+  row = 0
+  try:
+    with pyarrow.parquet.ParquetFile(file) as table:
+      for batch in table.iter_batches(batch_size=1024):
+        for row, fields in enumerate(batch.to_pylist(), start=row + 1):
+          yield row, fields
+  except (OSError, pyarrow.ArrowException) as error:
+    raise InputError(f"{name}:{row + 1}: the file cannot be read further ({error})") from error
+
+
+def _column_map(columns: Columns) -> dict[str, tuple[str, ...]]:
+  if columns is None:
+    return {}
+  if isinstance(columns, str):
+    if columns not in COLUMN_MAPS:
+      raise InputError(f"no column map '{columns}' (known: {', '.join(COLUMN_MAPS)})")
+    columns = COLUMN_MAPS[columns]
+  for field in columns:
+    if field not in FIELDS:
+      raise InputError(f"columns: '{field}' is not one of our fields ({', '.join(FIELDS)})")
+  return {ours: (theirs,) if isinstance(theirs, str) else tuple(theirs)
+          for ours, theirs in columns.items()}  # fmt: skip
+
+
+def _renamed(row: Row, names: dict[str, tuple[str, ...]]) -> Row:
+  """The row under our field names; a mapped column that is absent leaves its field out."""
+  if not names:
+    return row
+  used = {column for columns in names.values() for column in columns}
+  fields = {k: v for k, v in row.fields.items() if k not in used}
+  for field, columns in names.items():
+    values = [row.fields[c] for c in columns if row.fields.get(c) is not None]
+    if len(columns) > 1:
+      for column in columns:
+        if row.has(column):
+          row.text(column)
+      values = ["\n".join(v for v in values if v)] if values else []
+    if values:
+      fields[field] = values[0]
+  return Row(row.source, fields)
