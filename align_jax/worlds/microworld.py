@@ -41,7 +41,7 @@ class Microworld:
     return families.Knowledge.draw(random.Random(f"knowledge/{self.seed}"))
 
   def tokenizer(self):
-    """A transformers.PreTrainedTokenizerFast: word level, with chat template; pad, eos, bos differ."""
+    """A transformers.PreTrainedTokenizerFast, word level; pad, eos and bos differ."""
     return tokenizer.build()
 
   def prompts(
@@ -140,17 +140,31 @@ class Microworld:
           return records.Prompt(tuple(messages), family.task(slots, self.knowledge))
     raise InputError(f"Microworld: not a prompt of this world: {messages[-1]['content']!r}.")
 
-  def write(self, folder: str, *, sizes: dict[str, int], labeller, seed: int = 0) -> list[str]:
-    """Writes {demonstrations,preferences,prompts}-{split}.jsonl and returns their paths."""
-    paths = []
+  def write(
+    self,
+    folder: str,
+    *,
+    demonstrations: int = 20_000,
+    preferences: int = 5_000,
+    prompts: int = 2_000,
+    heldout: int = 500,
+    labeller: labellers.Labeller = labellers.DEFAULT,
+    seed: int = 0,
+  ) -> list[str]:
+    """Writes {demonstrations,preferences,prompts}-{split}.jsonl, `heldout` lines in each of that
+    split, and tokenizer/; returns the paths."""
     os.makedirs(folder, exist_ok=True)
-    for split in SPLITS:
-      drawn = {
-        "demonstrations": self.demonstrations(sizes[split], split, seed),
-        "preferences": self.preferences(sizes[split], split, labeller, seed),
-        "prompts": self.prompts(sizes[split], split, seed),
-      }
-      for kind, rows in drawn.items():
+    paths = [os.path.join(folder, "tokenizer")]
+    self.tokenizer().save_pretrained(paths[0])
+    for split, sizes in (
+      ("train", (demonstrations, preferences, prompts)),
+      ("heldout", 3 * (heldout,)),
+    ):
+      for kind, rows in (
+        ("demonstrations", self.demonstrations(sizes[0], split, seed)),
+        ("preferences", self.preferences(sizes[1], split, labeller, seed)),
+        ("prompts", self.prompts(sizes[2], split, seed)),
+      ):
         paths.append(os.path.join(folder, f"{kind}-{split}.jsonl"))
         records.write(paths[-1], rows)
     return paths
