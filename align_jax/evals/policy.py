@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from align_jax import data, models, sampling
+from align_jax.errors import InputError
 from align_jax.evals import statistics
 from align_jax.evals.results import PolicyEvaluation, Sample
 from align_jax.evals.statistics import Estimate
@@ -47,7 +48,7 @@ class SamplingSettings:
 
   def __post_init__(self):
     if self.temperature <= 0:
-      raise ValueError("temperature must be positive: a greedy policy has no KL to estimate.")
+      raise InputError("temperature must be positive: a greedy policy has no KL to estimate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ def respond(
   samples = sampling.generate(
     policy.model, policy.params, tokens, max_new_tokens=settings.max_new_tokens,
     temperature=settings.temperature, rng=jax.random.key(settings.seed),
-    eos_ids=sampling.eos_ids(tokenizer), pad_id=tokenizer.pad_token_id, lora=policy.lora,
+    eos_ids=data.stop_ids(tokenizer), pad_id=tokenizer.pad_token_id, lora=policy.lora,
     mesh=mesh, prompt_ids=np.arange(len(tokens)), batch_size=settings.batch_size,
   )
   return Responses(tuple(sampling.decode_texts(samples, tokenizer)), samples)
@@ -141,7 +142,7 @@ def evaluate_policy(
   many policies. Returns the evaluation and one Sample a prompt; `results.save` writes both.
   """
   if not prompts:
-    raise ValueError("an evaluation needs at least one prompt.")
+    raise InputError("an evaluation needs at least one prompt")
   theirs = reference_responses or respond(reference, prompts, tokenizer, settings, mesh)
   ours = respond(policy, prompts, tokenizer, settings, mesh)
   scores, their_scores = _scores(scorer, prompts, ours), _scores(scorer, prompts, theirs)
