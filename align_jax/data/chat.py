@@ -1,8 +1,9 @@
 """Conversations to tokens, through the tokenizer's own chat template.
 
-The response mask is found by *position*: the whole conversation is rendered and tokenised once, and each
-assistant turn is located in the text, from where the template would ask the model to speak to the end of
-the turn's last special token. No token id is ever compared with pad or EOS to make a mask.
+The response mask is found by *position*: the whole conversation is rendered and tokenised once, and
+each assistant turn is located in the text, from where the template would ask the model to speak to
+the end of the turn's last special token. No token id is ever compared with pad or EOS to make a
+mask.
 """
 
 import functools
@@ -36,8 +37,9 @@ class TemplateFacts(NamedTuple):
 def encode_messages(messages: Sequence[Message], tokenizer: Any, source: str = "") -> Encoded:
   """Encodes a whole conversation; its assistant turns are the response.
 
-  Exactly one BOS leads if the tokenizer leads with one. The last assistant turn ends with the template's
-  turn end, or with EOS where the template writes none; what the template adds after that is left out.
+  Exactly one BOS leads if the tokenizer leads with one. The last assistant turn ends with the
+  template's turn end, or with EOS where the template writes none; what the template adds after that
+  is left out.
   """
   text, spans = _literal_spans(messages) if is_literal(messages) else _chat_spans(
     messages, tokenizer, source
@@ -148,9 +150,7 @@ def _check_contents(messages: Sequence[Message], tokenizer: Any, source: str) ->
       raise InputError(f"{source}: message {i} is literal text inside a conversation")
 
 
-def _render(
-  messages: Sequence[Message], tokenizer: Any, source: str, ask: bool = False
-) -> str:
+def _render(messages: Sequence[Message], tokenizer: Any, source: str, ask: bool = False) -> str:
   if tokenizer.chat_template is None:
     raise InputError(f"{source}: the tokenizer has no chat template; read the data with chat=False")
   try:
@@ -159,7 +159,9 @@ def _render(
     )
   except jinja2.TemplateError as error:
     raise InputError(f"{source}: the chat template refuses this conversation ({error})") from error
-  assert isinstance(text, str), type(text)  # newer transformers return a BatchEncoding when tokenising
+  assert isinstance(text, str), type(
+    text
+  )  # newer transformers return a BatchEncoding when tokenising
   return text
 
 
@@ -172,8 +174,8 @@ def _tokenize(text: str, tokenizer: Any) -> list[int]:
 def _tokenize_between(text: str, cuts: Sequence[int], tokenizer: Any) -> list[list[int]]:
   """Tokens of the whole text, divided at the character positions `cuts` (the first is 0).
 
-  Where a token would straddle a cut the text is tokenised apart there: so the tokens before a response
-  are always those a sampler is given, and those after it are what it could have said.
+  Where a token would straddle a cut the text is tokenised apart there: so the tokens before a
+  response are always those a sampler is given, and those after it are what it could have said.
   """
   pieces, begin, ids, done = [], 0, _tokenize(text, tokenizer), 0
   for previous, cut in zip(cuts, cuts[1:]):

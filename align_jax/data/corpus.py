@@ -17,8 +17,8 @@ _QUIET = 2_000  # more records than this show a progress bar
 class Corpus:
   """S sequences one after the other: sequence s is tokens[starts[s] : starts[s] + lengths[s]].
 
-  tokens [N] int32, mask [N] bool, starts [S], lengths [S], prompt_lengths [S] (tokens before the response).
-  A sequence index of -1 stands for an empty one.
+  tokens [N] int32, mask [N] bool, starts [S], lengths [S], prompt_lengths [S] (tokens before the
+  response). A sequence index of -1 stands for an empty one.
   """
 
   tokens: np.ndarray
@@ -58,14 +58,17 @@ class Corpus:
 
 
 def build(
-  records: Sequence[Any], encode: Callable[[Any], Sequence[Any] | None], tokenizer: Any, overlong: str
+  records: Sequence[Any], encode: Callable[[Any], Sequence[Any] | None], tokenizer: Any
 ) -> tuple[Corpus, np.ndarray]:
   """Encodes every record to one or more (tokens, mask) sequences.
 
-  Returns the corpus and the indices [K] of the records kept, whose sequences follow each other in it.
+  Returns the corpus and the indices [K] of the records kept, whose sequences follow each other in
+  it.
   """
   kept, tokens, masks = [], [], []
-  bar = tqdm.tqdm(records, "tokenising", unit=" records", disable=len(records) <= _QUIET, leave=False)
+  bar = tqdm.tqdm(
+    records, "tokenising", unit=" records", disable=len(records) <= _QUIET, leave=False
+  )
   for i, record in enumerate(bar):
     sequences = encode(record)
     if sequences is not None:

@@ -1,8 +1,8 @@
 """Records to token arrays that fit a length.
 
-Policy for what is too long: the prompt is cut from the left, down to half the length (BOS stays); then the
-response is cut from the right, losing its turn end, so that stopping there is not taught. With
-overlong="drop" the record is left out instead. Both are counted.
+Policy for what is too long: the prompt is cut from the left, down to half the length (BOS stays);
+then the response is cut from the right, losing its turn end, so that stopping there is not taught.
+With overlong="drop" the record is left out instead. Both are counted.
 """
 
 from typing import Any, NamedTuple

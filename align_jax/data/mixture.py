@@ -27,7 +27,8 @@ def mix(
 ) -> Mixture:
   """Mixes named record sets, by given `weights` or by `mixture_weights` of their sizes.
 
-  Draws follow the weights evenly, not by chance: in any stretch each set has its share to within one.
+  Draws follow the weights evenly, not by chance: in any stretch each set has its share to within
+  one.
   """
   for name, records in components.items():
     if not records:
@@ -52,6 +53,23 @@ def mixture_weights(
     raise InputError("mixture: the temperature must be above 0 and the cap at least 1")
   capped = np.minimum(sizes, np.inf if cap is None else cap).astype(np.float64)
   return _normalised(capped ** (1.0 / temperature))
+
+
+def interleave(positions: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+  """Which set each position of an endless mixture draws from, and how many draws it had before.
+
+  Of the first k positions set 1 gets ⌈k·w₁⌉; what is left is dealt among the others in the same
+  way. Shares are exact to 1e-6.
+  """
+  shares = np.maximum(1, np.rint(np.asarray(weights) * 1_000_000)).astype(np.int64).tolist()
+  component, draw = np.zeros_like(positions), np.zeros_like(positions)
+  before, after, remaining = positions, positions + 1, sum(shares)
+  for c, share in enumerate(shares):
+    had, has = -(-before * share // remaining), -(-after * share // remaining)
+    mine = has > had
+    component[mine], draw[mine] = c, had[mine]
+    before, after, remaining = before - had, after - has, remaining - share
+  return component, draw
 
 
 def _normalised(weights: Sequence[float]) -> tuple[float, ...]:

@@ -8,9 +8,10 @@ after this room looks at raw rows. Formats (those TRL's users already have):
   Feedback       {"prompt", "completion", "label"} | {"messages", "label"}
   Prompt         {"prompt"} | {"messages"}; every other column goes to `meta`
 
-with optional `weight`, and for preferences `margin` and `label_prob`. A prompt is a string or a list of
-messages. A string becomes one user message, or, if it is a "\\n\\nHuman: … \\n\\nAssistant:" transcript,
-its turns; with `chat=False` it is literal text (role "text"), to which no template is applied.
+with optional `weight`, and for preferences `margin` and `label_prob`. A prompt is a string or a
+list of messages. A string becomes one user message, or, if it is a "\\n\\nHuman: …
+\\n\\nAssistant:" transcript, its turns; with `chat=False` it is literal text (role "text"), to
+which no template is applied.
 """
 
 import dataclasses
@@ -81,8 +82,10 @@ def read_preferences(
 ) -> list[Preference]:
   """Reads preferences from a file (.jsonl, .jsonl.gz, .parquet), a folder, or "hf:org/name:split".
 
-  columns: where our fields are in foreign rows, {"prompt": ("instruction", "input")}; texts of several
-    columns are joined by a newline, empty ones left out. Or the name of a map in `sources.COLUMN_MAPS`.
+  columns: where our fields are in foreign rows, {"prompt": ("instruction", "input")}; texts of
+    several
+    columns are joined by a newline, empty ones left out. Or the name of a map in
+    `sources.COLUMN_MAPS`.
   chat: a string prompt is a user message (or a transcript); False: it is literal text.
   invalid: "raise" an InputError at the first bad row, or "skip" bad rows with a logged count.
   """
@@ -237,5 +240,3 @@ def _responses(row: Row, prompt: tuple[Message, ...]) -> tuple[str, str]:
     if chosen.startswith(text) and rejected.startswith(text):
       chosen, rejected = chosen[len(text) :].strip(), rejected[len(text) :].strip()
   return chosen, rejected
-
-

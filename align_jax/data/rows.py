@@ -94,5 +94,13 @@ class Row:
 
 
 def _kind(value: Any) -> str:
-  names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-  return names.get(type(value), f"the number {value}" if isinstance(value, int | float) else "bytes")
+  names = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    type(None): "null",
+  }
+  return names.get(
+    type(value), f"the number {value}" if isinstance(value, int | float) else "bytes"
+  )

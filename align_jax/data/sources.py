@@ -106,10 +106,17 @@ def _hub_files(path: str) -> list[tuple[str, pathlib.Path]]:
     if not chosen:
       raise InputError(f"{path}: no file of split '{split}' among {', '.join(listed) or 'none'}")
     return [
-      (f"hf:{repo}/{f}", pathlib.Path(huggingface_hub.hf_hub_download(repo, f, repo_type="dataset")))
+      (
+        f"hf:{repo}/{f}",
+        pathlib.Path(huggingface_hub.hf_hub_download(repo, f, repo_type="dataset")),
+      )
       for f in chosen
     ]
-  except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as e:
+  except (
+    OSError,
+    huggingface_hub.errors.HfHubHTTPError,
+    huggingface_hub.errors.HFValidationError,
+  ) as e:
     raise InputError(f"{path}: the hub did not answer ({type(e).__name__}: {e})") from e
 
 

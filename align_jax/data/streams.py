@@ -1,0 +1,139 @@
+"""The order in which records are met: shuffled, mixed, packed into rows, grouped by length.
+
+All of it moves record indices, is computed alike on every host, and is a function of a position in
+an endless stream; so the state of an iterator is a few integers, and a restored one continues
+exactly.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from align_jax.data.mixture import interleave
+
+Regroup = Callable[[np.ndarray, np.random.Generator], list[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """Record indices by position: set c holds indices [edges[c], edges[c+1]).
+
+  Every set is met in another random order each epoch (or in its own order with shuffle=False), and
+  the sets are dealt out by `weights`. `total` is the number of positions, None if there is no end.
+  """
+
+  edges: tuple[int, ...]
+  weights: tuple[float, ...]
+  seed: int
+  shuffle: bool
+  total: int | None
+
+  def take(self, start: int, stop: int) -> np.ndarray:
+    """The indices at positions [start, stop), cut at the end of the stream."""
+    positions = np.arange(start, stop if self.total is None else max(start, min(stop, self.total)))
+    component, draw = interleave(positions, self.weights)
+    indices = np.empty_like(positions)
+    for c in range(len(self.weights)):
+      mine = component == c
+      size = self.edges[c + 1] - self.edges[c]
+      epochs, places = np.divmod(draw[mine], size)
+      if self.shuffle:
+        for epoch in np.unique(epochs):
+          at = epochs == epoch
+          places[at] = _permutation(size, self.seed, c, int(epoch))[places[at]]
+      indices[mine] = self.edges[c] + places
+    return indices
+
+
+@functools.lru_cache(maxsize=32)
+def _permutation(size: int, seed: int, component: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng((seed, component, epoch)).permutation(size)
+
+
+def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+  """Packs items in order, each into the fullest row that still holds it; rows list item numbers."""
+  rows: list[list[int]] = []
+  by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room left -> rows
+  for item, length in enumerate(lengths.tolist()):
+    room = next((r for r in range(length, capacity) if by_room[r]), capacity)
+    if room == capacity:
+      rows.append([])
+      row = len(rows) - 1
+    else:
+      row = by_room[room].pop()
+    rows[row].append(item)
+    by_room[room - length].append(row)
+  return rows
+
+
+def bucket(
+  lengths: np.ndarray, buckets: Sequence[int], batch_size: int
+) -> list[tuple[int, np.ndarray]]:
+  """Groups items into batches of like length: [(padded length, item numbers)].
+
+  What does not fill a batch moves up to the next bucket, so only the last batch of all can be
+  partial.
+  """
+  batches, carried = [], np.empty(0, np.int64)
+  shortest = 0
+  for size in buckets:
+    own = np.flatnonzero((lengths > shortest) & (lengths <= size))
+    carried, shortest = np.concatenate([carried, own]), size
+    full = len(carried) - len(carried) % batch_size
+    batches += [(size, carried[i : i + batch_size]) for i in range(0, full, batch_size)]
+    carried = carried[full:]
+  return batches + ([(buckets[-1], carried)] if len(carried) else [])
+
+
+class Windows(grain.IterDataset):
+  """A stream in windows of `size` positions, each regrouped to elements: packed rows, or batches.
+
+  regroup(indices [≤ size], rng) -> list of elements; their order is shuffled with the stream's.
+  """
+
+  def __init__(self, stream: Stream, size: int, regroup: Regroup):
+    super().__init__()
+    self.stream, self.size, self.regroup = stream, size, regroup
+
+  def __iter__(self) -> grain.DatasetIterator:
+    return _WindowIterator(self)
+
+  def elements(self, window: int) -> list[Any] | None:
+    """The elements of a window, None past the end."""
+    indices = self.stream.take(window * self.size, (window + 1) * self.size)
+    if not len(indices):
+      return None
+    rng = np.random.default_rng((self.stream.seed, window))
+    elements = self.regroup(indices, rng)
+    order = rng.permutation(len(elements)) if self.stream.shuffle else range(len(elements))
+    return [elements[i] for i in order]
+
+
+class _WindowIterator(grain.DatasetIterator):
+  """Its state is the window and the place in it; the window itself is made again."""
+
+  def __init__(self, windows: Windows):
+    super().__init__()
+    self._windows = windows
+    self.set_state({"window": 0, "item": 0})
+
+  def __next__(self) -> Any:
+    while True:
+      if self._elements is None:
+        self._elements = self._windows.elements(self._window)
+        if self._elements is None:
+          raise StopIteration
+      if self._item < len(self._elements):
+        self._item += 1
+        return self._elements[self._item - 1]
+      self._window, self._item, self._elements = self._window + 1, 0, None
+
+  def get_state(self) -> dict[str, int]:
+    return {"window": self._window, "item": self._item}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    self._window, self._item, self._elements = state["window"], state["item"], None
