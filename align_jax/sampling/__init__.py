@@ -1,0 +1,13 @@
+"""Generation: tokens, and the log-probs of the distribution they were drawn from."""
+
+from align_jax.sampling.decode import Samples, decode_texts, generate
+from align_jax.sampling.distribution import Decoding, distribution_logprobs, make_decoding
+
+__all__ = [
+  "Decoding",
+  "Samples",
+  "decode_texts",
+  "distribution_logprobs",
+  "generate",
+  "make_decoding",
+]

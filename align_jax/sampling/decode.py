@@ -1,0 +1,241 @@
+"""Batched generation: one compiled prefill and decode loop per shape."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align_jax import models, sharding
+from align_jax.errors import InputError
+from align_jax.sampling.distribution import Decoding, draw, make_decoding
+
+PROMPT_BUCKET = 16  # prompt lengths are rounded up to a multiple of this
+ROW_BUCKET = 8  # and numbers of rows to a multiple of this, or to a power of two below it
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """What was generated: contiguous rows of prompt, then response, then padding."""
+
+  tokens: np.ndarray  # [B, S] int32
+  prompt_lengths: np.ndarray  # [B] int32
+  response_mask: np.ndarray  # [B, S] bool; true on sampled tokens, the EOS included
+  logprobs: np.ndarray  # [B, S] f32, of the token at t under the distribution it was drawn from
+  finished: np.ndarray  # [B] bool; an EOS token was drawn
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """[B] numbers of sampled tokens."""
+    return self.response_mask.sum(axis=1)
+
+  def responses(self) -> list[np.ndarray]:
+    """The sampled tokens of every row, its EOS included."""
+    return [row[mask] for row, mask in zip(self.tokens, self.response_mask)]
+
+
+def generate(
+  model: models.Transformer,
+  params: Any,
+  prompts: Sequence[np.ndarray] | np.ndarray,
+  *,
+  max_new_tokens: int,
+  eos_ids: Sequence[int],
+  pad_id: int,
+  rng: jax.Array,
+  lengths: np.ndarray | None = None,
+  temperature: float = 1.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  min_p: float | None = None,
+  lora: Any = None,
+  mesh: jax.sharding.Mesh | None = None,
+  prompt_ids: Sequence[int] | None = None,
+  batch_size: int | None = None,
+) -> Samples:
+  """Samples one response to every prompt.
+
+  Row b draws its token at position t with the key fold_in(fold_in(rng, prompt_ids[b]), t), so a
+  response depends on its prompt, its id and the seed, and not on the batch it travelled in.
+
+  Args:
+    model: the Flax module.
+    params: its parameters.
+    prompts: B arrays of token ids; or one right-padded [B, P] array together with `lengths`.
+    max_new_tokens: N, the most tokens to draw for a row; drawing stops when all rows are done.
+    eos_ids: the tokens that end a response (and belong to it).
+    pad_id: fills the rows behind the response. It may be an EOS id: nothing is found by token id.
+    rng: PRNG key.
+    lengths: [B], if `prompts` is a padded array.
+    temperature: 0 decodes greedily.
+    top_k: see `Decoding`, as for `top_p` and `min_p`.
+    top_p: see `Decoding`.
+    min_p: see `Decoding`.
+    lora: a "lora" collection, or None for the bare model.
+    mesh: splits the rows over `data` and `fsdp`.
+    prompt_ids: [B] integers; 0, 1, 2... by default. Two rows of the same prompt need different ids.
+    batch_size: rows decoded at a time; all of them by default.
+
+  Returns:
+    `Samples` of NumPy arrays with S = P + N, P being the longest prompt rounded up to a multiple of
+    16. A program is compiled for each (rows, P, N) and kind of distribution.
+
+  Raises:
+    InputError: on an empty prompt or a setting out of range.
+  """
+  decoding = make_decoding(temperature, top_k, top_p, min_p)
+  if max_new_tokens < 1:
+    raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+  tokens, lengths = pad_prompts(prompts, lengths, pad_id)
+  ids = np.arange(len(tokens)) if prompt_ids is None else np.asarray(prompt_ids)
+  if ids.shape != lengths.shape:
+    raise InputError(f"there are {len(tokens)} prompts and {ids.size} prompt_ids")
+  rows = row_bucket(len(tokens), batch_size)
+  variables = {"params": params} if lora is None else {"params": params, "lora": lora}
+  parts = []
+  for start in range(0, len(tokens), rows):
+    batch = (tokens[start : start + rows], lengths[start : start + rows], ids[start : start + rows])
+    batch = _fill(*batch, rows)
+    if mesh is not None:
+      batch = sharding.put_batch(batch, mesh)
+    parts.append(
+      generate_rows(
+        model,
+        variables,
+        *batch,
+        rng,
+        max_new_tokens=max_new_tokens,
+        eos_ids=np.array(eos_ids, np.int32),
+        pad_id=np.int32(pad_id),
+        decoding=decoding,
+      )  # fmt: skip
+    )
+  # One transfer at the end: the device decodes the next group while Python prepares it.
+  return jax.tree.map(lambda *x: np.concatenate(x)[: len(tokens)], *jax.device_get(parts))
+
+
+def pad_prompts(
+  prompts: Sequence[np.ndarray] | np.ndarray, lengths: np.ndarray | None, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Right-padded (tokens [B, P] int32, lengths [B] int32), P a multiple of `PROMPT_BUCKET`."""
+  if lengths is None:
+    lengths = np.array([len(p) for p in prompts], np.int32)
+  lengths = np.asarray(lengths, np.int32)
+  if len(prompts) != len(lengths):
+    raise InputError(f"there are {len(prompts)} prompts and {len(lengths)} lengths")
+  if not len(lengths):
+    raise InputError("there are no prompts to generate from")
+  if lengths.min() < 1:
+    raise InputError(f"prompt {int(np.argmin(lengths))} is empty: there is nothing to continue")
+  width = -(-int(lengths.max()) // PROMPT_BUCKET) * PROMPT_BUCKET
+  tokens = np.full((len(prompts), width), pad_id, np.int32)
+  for row, prompt, length in zip(tokens, prompts, lengths):
+    row[:length] = np.asarray(prompt)[:length]
+  return tokens, lengths
+
+
+def row_bucket(count: int, batch_size: int | None = None) -> int:
+  """How many rows to decode at a time for `count` prompts: few different numbers, few programs."""
+  if batch_size is not None and batch_size < 1:
+    raise InputError(f"batch_size must be at least 1, got {batch_size}")
+  if count < ROW_BUCKET:
+    rows = 1 << (count - 1).bit_length()
+  else:
+    rows = -(-count // ROW_BUCKET) * ROW_BUCKET
+  return rows if batch_size is None else min(rows, batch_size)
+
+
+def _fill(tokens, lengths, ids, rows: int):
+  """Adds rows of length 0 (done before they begin) up to `rows`."""
+  missing = rows - len(tokens)
+  return (
+    np.pad(tokens, ((0, missing), (0, 0))),
+    np.pad(lengths, (0, missing)),
+    np.pad(ids, (0, missing)).astype(np.uint32),
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens"))
+def generate_rows(
+  model: models.Transformer,
+  variables: Any,
+  tokens: jax.Array,
+  lengths: jax.Array,
+  ids: jax.Array,
+  rng: jax.Array,
+  *,
+  max_new_tokens: int,
+  eos_ids: jax.Array,
+  pad_id: jax.Array,
+  decoding: Decoding,
+) -> Samples:
+  """The compiled part of `generate`: tokens [B, P] padded, lengths [B] (0: no row), ids [B]."""
+  rows, width = tokens.shape
+  size = width + max_new_tokens
+  row_keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(ids)
+  in_prompt = jnp.arange(width) < lengths[:, None]
+  tokens = jnp.where(in_prompt, tokens, pad_id)
+  hidden, cache = _forward(model, variables, models.init_cache(model, rows, size), tokens, None)
+  last = jnp.maximum(lengths - 1, 0)
+  hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+
+  def sample(state, hidden):
+    step, tokens, logprobs, sampled, ended, finished = state
+    logits = model.apply(variables, hidden[:, 0], method=models.Transformer.unembed)
+    position = lengths + step
+    keys = jax.vmap(jax.random.fold_in)(row_keys, position)
+    token, logprob = draw(keys, logits, decoding)
+    # A row that has ended writes nothing: its index lies outside and is dropped.
+    at = jnp.arange(rows), jnp.where(ended, size, position)
+    is_eos = jnp.isin(token, eos_ids) & ~ended
+    return (
+      step + 1,
+      tokens.at[at].set(token, mode="drop"),
+      logprobs.at[at].set(logprob, mode="drop"),
+      sampled.at[at].set(True, mode="drop"),
+      ended | is_eos,
+      finished | is_eos,
+    )
+
+  def going(carry):
+    (step, *_, ended, _), _ = carry
+    return (step < max_new_tokens) & ~jnp.all(ended)
+
+  def step(carry):
+    state, cache = carry
+    position = (lengths + state[0] - 1)[:, None]
+    token = jnp.take_along_axis(state[1], position, axis=1)
+    hidden, cache = _forward(model, variables, cache, token, position)
+    return sample(state, hidden), cache
+
+  state = (
+    jnp.zeros((), jnp.int32),
+    jnp.pad(tokens, ((0, 0), (0, max_new_tokens)), constant_values=pad_id),
+    jnp.zeros((rows, size), jnp.float32),
+    jnp.zeros((rows, size), bool),
+    lengths == 0,
+    jnp.zeros(rows, bool),
+  )
+  state, _ = jax.lax.while_loop(going, step, (sample(state, hidden), cache))
+  _, tokens, logprobs, sampled, _, finished = state
+  return Samples(tokens, lengths, sampled, logprobs, finished)
+
+
+def _forward(model, variables, cache, tokens, positions):
+  hidden, changed = model.apply(
+    {**variables, "cache": cache},
+    tokens,
+    positions,
+    method=models.Transformer.hidden,
+    mutable=["cache"],
+  )
+  return hidden, changed["cache"]
+
+
+def decode_texts(samples: Samples, tokenizer: Any) -> list[str]:
+  """The responses as text, without their special tokens."""
+  return [tokenizer.decode(row, skip_special_tokens=True) for row in samples.responses()]
