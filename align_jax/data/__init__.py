@@ -33,9 +33,9 @@ from align_jax.data.sources import COLUMN_MAPS
 from align_jax.data.transcripts import Message
 
 __all__ = [
-  "COLUMN_MAPS", "Demonstration", "Encoded", "EncodedPair", "Feedback", "Message", "Mixture", "Preference",
-  "Prompt", "encode_demonstration", "encode_feedback", "encode_preference", "encode_prompt",
-  "encode_response", "feedback_batches", "fingerprint", "mix", "mixture_weights", "preference_batches",
-  "prompt_batches", "read_demonstrations", "read_feedback", "read_preferences", "read_prompts",
-  "sft_batches", "stop_ids", "to_row", "write",
+  "COLUMN_MAPS", "Demonstration", "Encoded", "EncodedPair", "Feedback", "Message", "Mixture",
+  "Preference", "Prompt", "encode_demonstration", "encode_feedback", "encode_preference",
+  "encode_prompt", "encode_response", "feedback_batches", "fingerprint", "mix", "mixture_weights",
+  "preference_batches", "prompt_batches", "read_demonstrations", "read_feedback",
+  "read_preferences", "read_prompts", "sft_batches", "stop_ids", "to_row", "write",
 ]  # fmt: skip

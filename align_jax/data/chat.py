@@ -20,38 +20,41 @@ _PROBE = "zebra"
 
 
 class Encoded(NamedTuple):
-  """tokens [T] int32 and response_mask [T] bool, true on what the assistant says, turn end included."""
+  """tokens [T] int32; response_mask [T] bool, true on what the assistant says and its turn end."""
 
   tokens: np.ndarray
   response_mask: np.ndarray
 
 
 class TemplateFacts(NamedTuple):
-  """What one look at a tokenizer tells: text that ends a turn, special tokens, and whether BOS leads."""
+  """What a look at a tokenizer tells: the text that ends a turn, special tokens, a leading BOS."""
 
   turn_end: str
   special: tuple[str, ...]
   bos_id: int | None
 
 
-def encode_messages(messages: Sequence[Message], tokenizer: Any, source: str = "") -> Encoded:
-  """Encodes a whole conversation; its assistant turns are the response.
+def encode_messages(
+  messages: Sequence[Message], tokenizer: Any, source: str = "", *, last_only: bool = False
+) -> Encoded:
+  """Encodes a whole conversation; its assistant turns, or only the last, are the response.
 
   Exactly one BOS leads if the tokenizer leads with one. The last assistant turn ends with the
-  template's turn end, or with EOS where the template writes none; what the template adds after that
-  is left out.
+  template's turn end, or with EOS where the template writes none; what the template adds after
+  that is left out.
   """
-  text, spans = _literal_spans(messages) if is_literal(messages) else _chat_spans(
-    messages, tokenizer, source
-  )  # fmt: skip
+  find = _literal_spans if is_literal(messages) else _chat_spans
+  turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+  text, spans = find(messages, turns[-1:] if last_only else turns, tokenizer, source)
   facts = template_facts(tokenizer, tokenizer.chat_template)
   cuts = sorted({0, *(cut for span in spans for cut in span)})
-  pieces = _tokenize_between(text[: cuts[-1]], cuts, tokenizer)
   starts = {start for start, _ in spans}
-  mask = [[cut in starts] * len(piece) for cut, piece in zip(cuts, pieces)]
-  tokens, response = sum(pieces, []), sum(mask, [])
+  tokens, response = [], []
+  for cut, piece in zip(cuts, _tokenize_between(text, cuts, tokenizer)):
+    tokens += piece
+    response += [cut in starts] * len(piece)
   tokens, response = _one_bos(tokens, response, facts.bos_id)
-  if spans and not _ends_with_special(text[: spans[-1][1]], spans[-1], facts.special):
+  if spans and not text[: cuts[-1]].endswith(facts.special):
     if tokenizer.eos_token_id is None:
       raise InputError(f"{source}: the tokenizer has neither a turn end nor an EOS token")
     tokens, response = tokens + [tokenizer.eos_token_id], response + [True]
@@ -103,41 +106,39 @@ def template_facts(tokenizer: Any, chat_template: str | None) -> TemplateFacts:
   return TemplateFacts(turn_end, special, bos if leads else None)
 
 
-def _literal_spans(messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-  text, spans = "", []
-  for message in messages:
-    end = len(text) + len(message["content"])
-    if message["role"] == "assistant":
-      spans.append((len(text), end))
-    text += message["content"]
-  return text, spans
+def _literal_spans(
+  messages: Sequence[Message], turns: Sequence[int], tokenizer: Any, source: str
+) -> tuple[str, list[tuple[int, int]]]:
+  """The contents one after the other, and the [start, end) characters of the given turns."""
+  stops = np.cumsum([len(message["content"]) for message in messages]).tolist()
+  text = "".join(message["content"] for message in messages)
+  return text, [(stops[i] - len(messages[i]["content"]), stops[i]) for i in turns]
 
 
 def _chat_spans(
-  messages: Sequence[Message], tokenizer: Any, source: str
+  messages: Sequence[Message], turns: Sequence[int], tokenizer: Any, source: str
 ) -> tuple[str, list[tuple[int, int]]]:
-  """The rendered conversation and the [start, end) characters of its assistant turns."""
+  """The rendered conversation, and the [start, end) characters of the given turns."""
   _check_contents(messages, tokenizer, source)
   text = _render(messages, tokenizer, source)
   turn_end = template_facts(tokenizer, tokenizer.chat_template).turn_end
   spans = []
-  for i, message in enumerate(messages):
-    if message["role"] == "assistant":
-      before = _render(messages[:i], tokenizer, source, ask=True) if i else ""
-      start = len(before)
-      if not text.startswith(before):
-        raise InputError(f"{source}: the chat template rewrites what precedes message {i}")
-      spans.append((start, _turn_stop(text, start, message["content"], turn_end, source, i)))
+  for i in turns:
+    before = _render(messages[:i], tokenizer, source, ask=True) if i else ""
+    if not text.startswith(before):
+      raise InputError(f"{source}: the chat template rewrites what precedes message {i}")
+    spans.append((len(before), _turn_stop(text, len(before), messages[i], turn_end, source)))
   return text, spans
 
 
-def _turn_stop(text: str, start: int, content: str, turn_end: str, source: str, i: int) -> int:
-  """Where the turn that starts at `start` ends; templates may strip the content."""
+def _turn_stop(text: str, start: int, message: Message, turn_end: str, source: str) -> int:
+  """Where the turn that starts at `start` ends; templates may strip its content."""
+  content = message["content"]
   for needle in (content + turn_end, content.strip() + turn_end):
     at = text.find(needle, start)
     if at >= 0 and not (turn_end and turn_end in text[start:at]):
       return at + len(needle)
-  raise InputError(f"{source}: the chat template rewrites the content of message {i}")
+  raise InputError(f"{source}: the chat template rewrites the message {content[:40]!r}")
 
 
 def _check_contents(messages: Sequence[Message], tokenizer: Any, source: str) -> None:
@@ -200,7 +201,3 @@ def _one_bos(
   if tokens[:1] != [bos_id]:
     tokens, response = [bos_id] + tokens, [False] + response
   return tokens, response
-
-
-def _ends_with_special(text: str, span: tuple[int, int], special: Sequence[str]) -> bool:
-  return text[span[0] :].endswith(tuple(special))

@@ -55,7 +55,7 @@ def encode_feedback(
 def encode_prompt(
   record: Prompt, tokenizer: Any, max_length: int, overlong: str = "truncate"
 ) -> np.ndarray | None:
-  """Prompt tokens [P ≤ max_length], cut from the left; None if the record was dropped as too long."""
+  """Prompt tokens [P ≤ max_length], cut from the left; None if it was dropped as too long."""
   tokens = chat.encode_prompt_messages(record.prompt, tokenizer, record.source)
   if not len(tokens):
     raise InputError(f"{record.source}: field 'prompt' has no tokens")
@@ -76,12 +76,8 @@ def encode_response(
 
 def _answered(prompt: Any, response: str, tokenizer: Any, source: str) -> Encoded:
   messages = (*prompt, {"role": "assistant", "content": response})
-  encoded = chat.encode_messages(messages, tokenizer, source)
   # Assistant turns inside the prompt are context, not response.
-  start = len(chat.encode_prompt_messages(prompt, tokenizer, source))
-  mask = encoded.response_mask.copy()
-  mask[:start] = False
-  return Encoded(encoded.tokens, mask)
+  return chat.encode_messages(messages, tokenizer, source, last_only=True)
 
 
 def _fit(

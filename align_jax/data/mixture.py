@@ -17,6 +17,11 @@ class Mixture:
   components: tuple[tuple[Record, ...], ...]
   weights: tuple[float, ...]
 
+  @property
+  def records(self) -> tuple[Record, ...]:
+    """All records, set after set."""
+    return sum(self.components, ())
+
 
 def mix(
   components: Mapping[str, Sequence[Record]],
@@ -48,7 +53,7 @@ def mix(
 def mixture_weights(
   sizes: Sequence[int], *, cap: int | None = None, temperature: float = 1.0
 ) -> tuple[float, ...]:
-  """w_i ∝ min(n_i, K)^(1/T) for sizes n_i, cap K and temperature T; caps the rate, not the examples."""
+  """w_i ∝ min(n_i, K)^(1/T) for sizes n_i; the cap K is on the rate, not on what is seen."""
   if temperature <= 0 or (cap is not None and cap < 1):
     raise InputError("mixture: the temperature must be above 0 and the cap at least 1")
   capped = np.minimum(sizes, np.inf if cap is None else cap).astype(np.float64)

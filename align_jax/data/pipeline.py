@@ -254,14 +254,14 @@ def prompt_batches(
 
 def _components(records: Sequence[Any] | Mixture) -> tuple[tuple[Any, ...], tuple[float, ...]]:
   if isinstance(records, Mixture):
-    return sum(records.components, ()), records.weights
+    return records.records, records.weights
   if not records:
     raise InputError("there are no records")
   return tuple(records), (1.0,)
 
 
 def _stream(kept: np.ndarray, weights: tuple[float, ...], records: Any, plan: Batching) -> Stream:
-  """The stream of indices into `kept`; for a mixture an epoch is as many draws as it has records."""
+  """The indices into `kept`; an epoch of a mixture is as many draws as it has records."""
   sizes = [len(c) for c in records.components] if isinstance(records, Mixture) else [len(records)]
   edges = np.searchsorted(kept, np.cumsum([0, *sizes])).tolist()
   for i, (start, stop) in enumerate(zip(edges, edges[1:])):
@@ -280,7 +280,7 @@ def _batched(
   plan: Batching,
   extend: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
 ) -> grain.DatasetIterator:
-  """Batches of padded rows, each as long as its bucket; `extend` adds columns to the row indices."""
+  """Batches of padded rows as long as their bucket; `extend` adds columns to the indices."""
   sizes = _buckets(buckets, length)
   window = plan.batch_size * (1 if len(sizes) == 1 else _BUCKET_WINDOW)
 

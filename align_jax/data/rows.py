@@ -1,4 +1,4 @@
-"""One row of a data file and the checks on its fields; every complaint names file, line and field."""
+"""One row of a data file and the checks on its fields; complaints name file, line and field."""
 
 import dataclasses
 import difflib
