@@ -58,10 +58,8 @@ def _trainer_logprobs(model, params, samples, temperature):
   """[B, S] as the trainer computes them: one forward pass over whole rows, padding masked."""
   ends = samples.prompt_lengths + samples.lengths
   segments = (np.arange(samples.tokens.shape[1]) < ends[:, None]).astype(np.int32)
-  score = jax.jit(functools.partial(models.token_logprobs, model, positions=None))
-  logprobs = score(
-    {"params": params}, samples.tokens, segment_ids=segments, temperature=temperature
-  )
+  score = jax.jit(functools.partial(models.token_logprobs, model, temperature=temperature))
+  logprobs = score({"params": params}, samples.tokens, segment_ids=segments)
   return np.where(samples.response_mask[:, 1:], logprobs, 0.0)
 
 
@@ -164,7 +162,7 @@ def test_padded_prompts_with_lengths_are_the_same_prompts(generate, prompts, sam
 
 
 def test_a_lora_collection_acts(model, params, generate, prompts):
-  lora = jax.jit(lambda: models.init_lora(jax.random.key(1), model, rank=2))()
+  lora = models.init_lora(jax.random.key(1), model, rank=2)
   bare = generate(prompts, temperature=0)
   np.testing.assert_array_equal(generate(prompts, temperature=0, lora=lora).tokens, bare.tokens)
   lora = jax.tree.map(lambda x: x + 0.1, lora)
