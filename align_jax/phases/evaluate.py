@@ -1,10 +1,8 @@
 """Evaluation: a policy against its reference on held-out prompts, or a reward model on held-out pairs."""
 
 import dataclasses
-import math
 import pathlib
 
-import jax
 import numpy as np
 
 from align_jax import config as config_lib
@@ -102,7 +100,7 @@ def reward_scorer(loaded: workspace.Loaded, config: EvaluateConfig):
   def score(prompts, responses) -> np.ndarray:
     pairs = [data.Preference(p.prompt, r, r) for p, r in zip(prompts, responses)]
     batches = data.preference_batches(
-      pairs, loaded.tokenizer, length=length, batch_size=config.batch_size, epochs=1, shuffle=False
+      pairs, loaded.tokenizer, length=length, batch_size=config.batch_size, epochs=1, shuffle=False, pad_last=True
     )
     rewards, _ = reward_model.pair_rewards(
       loaded.model, {"params": loaded.params}, loaded.head, batches
@@ -121,13 +119,15 @@ def _evaluate_reward_model(config: EvaluateConfig, loaded: workspace.Loaded, mes
     batch_size=config.batch_size,
     epochs=1,
     shuffle=False,
+    pad_last=True,
   )
   rewards, lengths = reward_model.pair_rewards(
     loaded.model, {"params": loaded.params}, loaded.head, batches
   )
   gold = None
   if records.is_world(config.data):
-    gold = _gold_margins(worlds.Microworld(seed=records.parse_world(config.data).seed), pairs)
+    world = worlds.Microworld(seed=records.parse_world(config.data).seed)
+    gold = np.array([a.reward - b.reward for a, b in world.judge_pairs(pairs)])
   return reward_model.evaluate_pairs(
     rewards[:, 0],
     rewards[:, 1],

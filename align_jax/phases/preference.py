@@ -32,6 +32,8 @@ class PreferenceConfig:
       raise InputError("preference optimisation needs a trained model: model.init cannot be scratch")
     if self.objective.name == "kto" and self.data.batch_size < 2:
       raise InputError("kto compares mismatched examples of a batch: data.batch_size must be over 1")
+    if self.objective.name == "kto" and self.data.buckets:
+      raise InputError("data.buckets is not used by the objective 'kto'")
 
 
 def run(config: PreferenceConfig, path: str, devices) -> None:

@@ -54,7 +54,7 @@ def run(config: SftConfig, path: str, devices) -> None:
     objective=objectives.sft_objective(model, chunk=config.model.logits_chunk),
     batches=batches(train_records, batch_size=section.batch_size),
     eval_batches=eval_records
-    and (lambda: batches(eval_records, batch_size=section.batch_size, epochs=1, shuffle=False)),
+    and (lambda: batches(eval_records, batch_size=section.batch_size, epochs=1, shuffle=False, pad_last=True)),
     fingerprint=data.fingerprint(train_records),
     parents=workspace.parents(init=(config.model.init, loaded)),
   )

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from align_jax import data, sharding
+from align_jax.errors import InputError
 from align_jax.phases import workspace
 from align_jax.phases.sections import ModelSection
 from align_jax.training import loop, optimizer, state, step, workdir
@@ -98,6 +99,7 @@ def pair_batches(config, tokenizer) -> Callable:
       seed=config.seed,
       epochs=epochs,
       shuffle=epochs is None,
+      pad_last=epochs is not None,
       buckets=section.buckets,
       shard_index=jax.process_index(),
       shard_count=jax.process_count(),
@@ -112,14 +114,25 @@ def feedback_batches(config, tokenizer) -> Callable:
 
   def make(source):
     return data.feedback_batches(
-      data.as_feedback(source),
+      as_feedback(source),
       tokenizer,
       length=section.length,
       batch_size=section.batch_size,
       seed=config.seed,
-      buckets=section.buckets,
       shard_index=jax.process_index(),
       shard_count=jax.process_count(),
     )
 
   return make
+
+
+def as_feedback(pairs) -> list[data.Feedback]:
+  """Every pair as two unpaired records: thumb up for the chosen response, down for the rejected."""
+  soft = next((pair for pair in pairs if pair.label_prob != 1.0), None)
+  if soft is not None:
+    raise InputError(f"{soft.source}: field 'label_prob' is {soft.label_prob}: a thumb is up or down")
+  return [
+    data.Feedback(pair.prompt, text, up, pair.weight, pair.source)
+    for pair in pairs
+    for text, up in ((pair.chosen, True), (pair.rejected, False))
+  ]
