@@ -1,0 +1,159 @@
+"""The loop: resumes bit-exactly wherever it was stopped, stops when told, and says where it broke."""
+
+import functools
+import json
+import os
+import signal
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax import sharding
+from align_jax.losses import Mean
+from align_jax.training import loop, metrics, state, step, workdir
+from align_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+ROWS, EPOCH = 4, 3  # 12 records, so an epoch ends at steps 3, 6, 9
+TX = make_optimizer(OptimizerConfig(learning_rate=0.1), 9)
+
+
+def objective(params, frozen, batch, rng):
+  """Least squares with a random perturbation, so that a lost rng would show."""
+  noise = 0.1 * jax.random.normal(rng, batch["y"].shape)
+  loss = Mean.of(jnp.square(batch["x"] @ params["w"] - batch["y"] - noise))
+  return loss.total, {"loss": loss, "tokens": jnp.asarray(ROWS)}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def compiled():
+  return step.make_train_step(objective, TX)
+
+
+def batches():
+  rng = np.random.default_rng(0)
+  rows = [{"x": rng.normal(size=3), "y": rng.normal()} for _ in range(ROWS * EPOCH)]
+  rows = [{k: np.float32(v) for k, v in row.items()} for row in rows]
+  return iter(
+    grain.MapDataset.source(rows).shuffle(seed=0).repeat().batch(ROWS).to_iter_dataset(
+      grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    )
+  )
+
+
+def run(folder, steps, mesh, compiled, *, before_step=None, **options):
+  folder.mkdir(exist_ok=True)
+  start = state.create_state(
+    {"w": sharding_put(np.zeros(3, np.float32), mesh)}, TX, seed=7, mesh=mesh
+  )
+
+  def one(train_state, batch):
+    if before_step:
+      before_step(int(train_state.step))
+    return compiled(train_state, {}, batch)
+
+  return loop.fit(
+    start,
+    name="test",
+    step=one,
+    batches=batches(),
+    put=functools.partial(sharding.put_batch, mesh=mesh),
+    config=loop.LoopConfig(steps=steps, **options),
+    workdir=folder,
+    metadata={},
+    hooks=loop.Hooks(),
+  )
+
+
+def sharding_put(x, mesh):
+  return jax.device_put(x, sharding.replicated(mesh))
+
+
+def lines(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, mesh, compiled):
+  folder = tmp_path_factory.mktemp("whole")
+  return folder, run(folder, 9, mesh, compiled)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6, 8])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, mesh, compiled, whole, stop):
+  """peers 3.32 and 3.33, also at the first and last step of an epoch: parameters and metrics."""
+
+  def ask(at):
+    if at == stop - 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(SystemExit) as stopped:
+    run(tmp_path, 9, mesh, compiled, before_step=ask)
+  assert stopped.value.code == loop.RESUME_STATUS
+  assert len(lines(tmp_path)) == stop
+  resumed = run(tmp_path, 9, mesh, compiled)
+  for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole[1])):
+    if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+      np.testing.assert_array_equal(a, b)
+  losses = [[line["loss"] for line in lines(f)] for f in (tmp_path, whole[0])]
+  assert losses[0] == losses[1]
+  assert [line["step"] for line in lines(tmp_path)] == list(range(9))
+
+
+def test_another_seed_is_another_run(tmp_path, mesh, compiled, whole):
+  """The control: the comparison above does see a changed random stream."""
+  other = state.create_state({"w": sharding_put(np.zeros(3, np.float32), mesh)}, TX, 8, mesh)
+  other, _ = compiled(other, {}, sharding.put_batch(next(batches()), mesh))
+  first = lines(whole[0])[0]
+  again = state.create_state({"w": sharding_put(np.zeros(3, np.float32), mesh)}, TX, 7, mesh)
+  _, values = compiled(again, {}, sharding.put_batch(next(batches()), mesh))
+  assert metrics.to_floats(values)["loss"] == first["loss"]
+  assert not np.array_equal(other.params["w"], whole[1].params["w"])
+
+
+def test_a_killed_run_repeats_no_line(tmp_path, mesh, compiled, whole):
+  """Killed without a chance to save: it goes on from the last checkpoint and rewrites the rest."""
+
+  class Killed(Exception):
+    pass
+
+  def die(at):
+    if at == 7:
+      raise Killed
+
+  with pytest.raises(Killed):
+    run(tmp_path, 9, mesh, compiled, before_step=die, checkpoint_every=2)
+  torn = tmp_path / "metrics.jsonl"
+  torn.write_text(torn.read_text() + '{"step": 7, "lo')
+  run(tmp_path, 9, mesh, compiled, checkpoint_every=2)
+  assert lines(tmp_path)[-1]["loss"] == lines(whole[0])[-1]["loss"]
+  assert [line["step"] for line in lines(tmp_path)] == list(range(9))
+
+
+def test_old_checkpoints_go_and_the_newest_stay(tmp_path, mesh, compiled):
+  run(tmp_path, 9, mesh, compiled, checkpoint_every=2, keep=2)
+  kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
+  assert kept == {8, 9}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path, mesh):
+  def broken(params, frozen, batch, rng):
+    loss_sum, values = objective(params, frozen, batch, rng)
+    return loss_sum * jnp.nan, values | {"loss": Mean(values["loss"].total * jnp.nan, 1.0)}
+
+  with pytest.raises(FloatingPointError, match="step 0"):
+    run(tmp_path, 9, mesh, step.make_train_step(broken, TX))
+
+
+def test_workdir_of_another_config_is_refused(tmp_path):
+  workdir.open_workdir(tmp_path / "run", "sft", {"seed": 0, "data": {"length": 8}})
+  workdir.open_workdir(tmp_path / "run", "sft", {"seed": 0, "data": {"length": 8}})
+  with pytest.raises(workdir.InputError, match="config.data.length: 8 there, 9 here"):
+    workdir.open_workdir(tmp_path / "run", "sft", {"seed": 0, "data": {"length": 9}})

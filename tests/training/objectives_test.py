@@ -1,0 +1,197 @@
+"""Objectives: step-0 identities, rewards read by position, settings that cannot be ignored."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax import models
+from align_jax.errors import InputError
+from align_jax.training import objectives, step
+from align_jax.training.metrics import to_floats
+
+KEY = jax.random.key(0)
+
+
+def feedback_of(pairs):
+  """The pair batch as a feedback batch; the mismatched response is the next row's."""
+  flat = {k: pairs[k].reshape(16, 16) for k in ("tokens", "segment_ids", "response_mask")}
+  other = {f"mismatched_{k}": np.roll(v, 2, axis=0) for k, v in flat.items()}
+  ones = {"is_desirable": np.tile([1.0, 0.0], 8).astype(np.float32), "weight": np.ones(16, np.float32)}
+  return flat | other | ones
+
+
+def dpo(model, **settings):
+  return objectives.preference_objective(model, objectives.PreferenceConfig("dpo", **settings))
+
+
+@pytest.mark.parametrize(
+  "name, settings, loss",
+  [
+    ("dpo", {"beta": 0.3}, np.log(2.0)),
+    ("dpo", {"label_smoothing": 0.2}, np.log(2.0)),
+    ("ipo", {"tau": 0.1}, 25.0),
+    ("kto", {}, 0.5),
+  ],
+)
+def test_step_zero_identities(tiny_model, tiny_pairs, name, settings, loss):
+  """peers 3.11, 3.12: policy = reference."""
+  model, params = tiny_model
+  config = objectives.PreferenceConfig(name, **settings)
+  batch = tiny_pairs
+  if name == "kto":
+    batch = objectives.kto_prepare(model)(params, {"ref": params}, feedback_of(tiny_pairs))
+  _, metrics = objectives.preference_objective(model, config)(params, {"ref": params}, batch, KEY)
+  values = to_floats(metrics)
+  np.testing.assert_allclose(values["loss"], loss, rtol=1e-6)
+  assert values["rewards/chosen"] == values["rewards/rejected"] == 0.0
+
+
+def test_lora_at_birth_is_its_own_reference(tiny_model, tiny_pairs):
+  model, params = tiny_model
+  adapter = models.init_lora(KEY, model, rank=2, targets=("query", "down"))
+  loss, metrics = dpo(model)(adapter, {"base": params}, tiny_pairs, KEY)
+  np.testing.assert_allclose(to_floats(metrics)["loss"], np.log(2.0), rtol=1e-6)
+  grads = jax.grad(lambda a: dpo(model)(a, {"base": params}, tiny_pairs, KEY)[0])(adapter)
+  assert jax.tree.structure(grads) == jax.tree.structure(adapter)
+  assert all(jnp.any(g["b"] != 0) for g in grads["layers"].values())  # it can leave ln 2
+
+
+def test_beta_is_applied_once(tiny_model, tiny_pairs):
+  """peers 3.10: against the formula in NumPy, with the log-probs of another code path."""
+  model, params = tiny_model
+  ref = jax.tree.map(lambda x: 0.9 * x, params)
+
+  def logps(p):
+    tokens = tiny_pairs["tokens"].reshape(16, 16)
+    logits = model.apply({"params": p}, tokens, segment_ids=tiny_pairs["segment_ids"].reshape(16, 16))
+    scores = np.asarray(jax.nn.log_softmax(logits))
+    mask = tiny_pairs["response_mask"].reshape(16, 16)
+    return np.array(
+      [sum(scores[b, t - 1, tokens[b, t]] for t in range(1, 16) if mask[b, t]) for b in range(16)]
+    ).reshape(8, 2)
+
+  ratio = logps(params) - logps(ref)
+  expected = np.log1p(np.exp(-0.5 * (ratio[:, 0] - ratio[:, 1]))).mean()
+  _, metrics = dpo(model, beta=0.5)(params, {"ref": ref}, tiny_pairs, KEY)
+  values = to_floats(metrics)
+  np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
+  np.testing.assert_allclose(values["rewards/margin"], 0.5 * (ratio[:, 0] - ratio[:, 1]).mean(), rtol=1e-4)
+
+
+def test_chunked_head_changes_nothing(tiny_model, tiny_pairs):
+  model, params = tiny_model
+  ref = jax.tree.map(lambda x: 0.9 * x, params)
+  config = objectives.PreferenceConfig("dpo")
+  whole, _ = objectives.preference_objective(model, config)(params, {"ref": ref}, tiny_pairs, KEY)
+  parts, _ = objectives.preference_objective(model, config, chunk=4)(
+    params, {"ref": ref}, tiny_pairs, KEY
+  )
+  np.testing.assert_allclose(whole, parts, rtol=1e-6)
+
+
+def test_kto_baseline_is_that_of_the_whole_batch(tiny_model, tiny_pairs):
+  """peers 3.31: accumulation splits the batch after its baseline is known."""
+  model, params = tiny_model
+  ref = jax.tree.map(lambda x: 0.9 * x, params)
+  batch = feedback_of(tiny_pairs)
+  prepared = objectives.kto_prepare(model)(params, {"ref": ref}, batch)
+  objective = objectives.preference_objective(model, objectives.PreferenceConfig("kto"))
+  whole = to_floats(objective(params, {"ref": ref}, prepared, KEY)[1])
+  halves = [
+    objective(params, {"ref": ref}, jax.tree.map(lambda x, s=s: x[s::2], prepared), KEY)[1]
+    for s in (0, 1)
+  ]
+  merged = to_floats(jax.tree.map(jnp.add, *halves))
+  np.testing.assert_allclose(merged["loss"], whole["loss"], rtol=1e-6)
+  assert len(set(np.asarray(prepared["kl_baseline"]).tolist())) == 1
+
+
+def test_score_is_read_at_the_last_response_token(tiny_model):
+  """peers 3.3, 3.24, 3.29: right whatever the pad id (here also the EOS id) and amount of padding."""
+  model, params = tiny_model
+  head = models.init_scalar_head(KEY, 32)
+  tokens = np.array([[5, 6, 7, 2, 2, 2], [5, 6, 7, 8, 9, 2]], np.int32)  # EOS = pad = 2
+  segments = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], np.int32)
+  mask = np.array([[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]], np.float32)
+  variables = {"params": params}
+  scores = objectives.response_scores(model, variables, head, tokens, segments, mask)
+  all_scores = models.scalar_head(head, model.apply(variables, tokens, method="hidden"))
+  np.testing.assert_allclose(scores, [all_scores[0, 3], all_scores[1, 5]], rtol=1e-5)
+  padded = [np.pad(x, ((0, 0), (0, 7)), constant_values=v) for x, v in ((tokens, 2), (segments, 0), (mask, 0))]
+  wide = objectives.response_scores(model, variables, head, *padded)
+  np.testing.assert_allclose(wide, scores, rtol=1e-5)
+  alone = objectives.response_scores(model, variables, head, tokens[:1], segments[:1], mask[:1])
+  np.testing.assert_allclose(alone, scores[:1], rtol=1e-5)  # peers 3.30: no dependence on the batch
+
+
+def test_empty_response_is_finite(tiny_model, tiny_pairs):
+  """peers 3.15, 3.27: no response token at all."""
+  model, params = tiny_model
+  empty = dict(tiny_pairs, response_mask=tiny_pairs["response_mask"].copy())
+  empty["response_mask"][0] = 0
+  loss, _ = dpo(model)(params, {"ref": params}, empty, KEY)
+  np.testing.assert_allclose(loss, 8 * np.log(2.0), rtol=1e-6)
+  reward = objectives.reward_objective(model)
+  head = {"trunk": params, "head": models.init_scalar_head(KEY, 32)}
+  assert np.isfinite(reward(head, {}, empty, KEY)[0])
+
+
+def test_prompt_and_padding_content_is_not_learned_from(tiny_model, tiny_pairs):
+  """Tokens behind a row's end change nothing; the loss has no gradient on prompt log-probs."""
+  model, params = tiny_model
+  ref = jax.tree.map(lambda x: 0.9 * x, params)
+  noisy = dict(tiny_pairs, tokens=np.where(tiny_pairs["segment_ids"] > 0, tiny_pairs["tokens"], 63))
+  a, _ = dpo(model)(params, {"ref": ref}, tiny_pairs, KEY)
+  b, _ = dpo(model)(params, {"ref": ref}, noisy, KEY)
+  np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_reward_loss_is_bradley_terry_with_centring(tiny_model, tiny_pairs):
+  model, params = tiny_model
+  trainable = {"trunk": params, "head": models.init_scalar_head(KEY, 32)}
+  _, metrics = objectives.reward_objective(model, centering=0.5)(trainable, {}, tiny_pairs, KEY)
+  flat = {k: tiny_pairs[k].reshape(16, 16) for k in ("tokens", "segment_ids", "response_mask")}
+  r = objectives.response_scores(model, {"params": params}, trainable["head"], **flat).reshape(8, 2)
+  expected = np.log1p(np.exp(r[:, 1] - r[:, 0])) + 0.5 * (r[:, 0] + r[:, 1]) ** 2
+  np.testing.assert_allclose(to_floats(metrics)["loss"], np.mean(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "settings, message",
+  [
+    ({"name": "dop"}, "objective.name must be one of dpo, ipo, kto, not 'dop'"),
+    ({"name": "ipo", "beta": 0.1}, "objective.beta is not used by the objective 'ipo'"),
+    ({"name": "dpo", "tau": 0.1}, "objective.tau is not used by the objective 'dpo'"),
+  ],
+)
+def test_no_setting_is_ignored(settings, message):
+  """peers 3.16."""
+  with pytest.raises(InputError, match=message):
+    objectives.PreferenceConfig(**settings)
+
+
+def test_sft_loss_ignores_prompt_padding_and_segment_starts(tiny_model):
+  model, params = tiny_model
+  rng = np.random.default_rng(0)
+  a, b = rng.integers(1, 64, 6), rng.integers(1, 64, 5)
+  mask_a, mask_b = np.array([0, 0, 1, 1, 1, 1]), np.array([1, 0, 1, 1, 1])  # 1 at b's start: no one predicts it
+
+  def rows(*parts):
+    """Each part a list of (tokens, mask) packed into one row of 12."""
+    out = {k: np.zeros((len(parts), 12), np.int32) for k in ("tokens", "segment_ids", "positions")}
+    out["loss_mask"] = np.zeros((len(parts), 12), np.float32)
+    for r, part in enumerate(parts):
+      at = 0
+      for s, (tokens, mask) in enumerate(part, start=1):
+        here = slice(at, at + len(tokens))
+        out["tokens"][r, here], out["segment_ids"][r, here] = tokens, s
+        out["positions"][r, here], out["loss_mask"][r, here] = np.arange(len(tokens)), mask
+        at += len(tokens)
+    return out
+
+  objective = objectives.sft_objective(model)
+  packed = objective(params, {}, rows([(a, mask_a), (b, mask_b)]), KEY)[1]["loss"]
+  separate = objective(params, {}, rows([(a, mask_a)], [(b, mask_b)]), KEY)[1]["loss"]
+  np.testing.assert_allclose(packed.total, separate.total, rtol=1e-5)
+  assert packed.weight == separate.weight == 4 + 3
