@@ -125,7 +125,10 @@ def read_json(file: pathlib.Path) -> Any:
 
 
 def read_lines(file: pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
-  """The (line number, object) pairs of a JSON Lines file; blank lines are skipped."""
+  """The (line number, object) pairs of a JSON Lines file, without blank lines.
+
+  A last line that is cut off is left out: a run that is going on has not finished writing it.
+  """
   try:
     lines = file.read_text().split("\n")  # not splitlines: U+2028 is text
   except OSError as error:
@@ -137,6 +140,8 @@ def read_lines(file: pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
     try:
       row = json.loads(line)
     except ValueError as error:
+      if number == len(lines):
+        break
       raise InputError(f"{file}:{number}: invalid JSON: {error}") from error
     if not isinstance(row, dict):
       raise InputError(f"{file}:{number}: an object is needed, not {type(row).__name__}")
