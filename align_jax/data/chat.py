@@ -50,7 +50,7 @@ def encode_messages(
   cuts = sorted({0, *(cut for span in spans for cut in span)})
   starts = {start for start, _ in spans}
   tokens, response = [], []
-  for cut, piece in zip(cuts, _tokenize_between(text, cuts, tokenizer)):
+  for cut, piece in zip(cuts, _tokenize_between(text[: cuts[-1]], cuts, tokenizer)):
     tokens += piece
     response += [cut in starts] * len(piece)
   tokens, response = _one_bos(tokens, response, facts.bos_id)
@@ -180,7 +180,7 @@ def _tokenize_between(text: str, cuts: Sequence[int], tokenizer: Any) -> list[li
   """
   pieces, begin, ids, done = [], 0, _tokenize(text, tokenizer), 0
   for previous, cut in zip(cuts, cuts[1:]):
-    before = _tokenize(text[begin:cut], tokenizer)
+    before = _tokenize(text[begin:cut], tokenizer) if cut < len(text) else ids
     if ids[: len(before)] == before:
       pieces.append(ids[done : len(before)])
       done = len(before)

@@ -56,6 +56,7 @@ def encode_prompt(
   record: Prompt, tokenizer: Any, max_length: int, overlong: str = "truncate"
 ) -> np.ndarray | None:
   """Prompt tokens [P ≤ max_length], cut from the left; None if it was dropped as too long."""
+  _check_policy(overlong)
   tokens = chat.encode_prompt_messages(record.prompt, tokenizer, record.source)
   if not len(tokens):
     raise InputError(f"{record.source}: field 'prompt' has no tokens")
@@ -74,6 +75,11 @@ def encode_response(
   return _fit((encoded,), tokenizer, max_length, "truncate", "response")[0]
 
 
+def _check_policy(overlong: str) -> None:
+  if overlong not in OVERLONG:
+    raise InputError(f"overlong must be one of {', '.join(OVERLONG)}, not '{overlong}'")
+
+
 def _answered(prompt: Any, response: str, tokenizer: Any, source: str) -> Encoded:
   messages = (*prompt, {"role": "assistant", "content": response})
   # Assistant turns inside the prompt are context, not response.
@@ -84,8 +90,7 @@ def _fit(
   sequences: tuple[Encoded, ...], tokenizer: Any, max_length: int, overlong: str, source: str
 ) -> tuple[Encoded | None, ...]:
   """Applies the policy to sequences that share their prompt."""
-  if overlong not in OVERLONG:
-    raise InputError(f"overlong must be one of {', '.join(OVERLONG)}, not '{overlong}'")
+  _check_policy(overlong)
   if not all(s.response_mask.any() for s in sequences):
     raise InputError(f"{source}: the response has no tokens")
   longest = max(len(s.tokens) for s in sequences)

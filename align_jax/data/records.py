@@ -15,6 +15,7 @@ which no template is applied.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import json
 from collections.abc import Sequence
@@ -178,7 +179,7 @@ def to_row(record: Record) -> dict[str, Any]:
 
 def write(path: str, records: Sequence[Record]) -> None:
   """Writes records as JSON Lines that the readers above read back."""
-  with sources.open_text(path, "wt") as file:
+  with (gzip.open if str(path).endswith(".gz") else open)(path, "wt", encoding="utf-8") as file:
     for record in records:
       file.write(json.dumps(to_row(record), ensure_ascii=False) + "\n")
 

@@ -34,7 +34,7 @@ class Row:
     if self.has(name):
       return self.fields[name]
     found = ", ".join(f"'{key}'" for key in self.fields) or "none"
-    raise self.error(name, f"is missing (fields found: {found})")
+    raise self.error(name, f"is missing (fields found: {found}; `columns` can rename them)")
 
   def text(self, name: str) -> str:
     value = self.required(name)

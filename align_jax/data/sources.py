@@ -6,7 +6,7 @@ import logging
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from align_jax.data.rows import Row
 from align_jax.errors import InputError
@@ -69,13 +69,6 @@ def rows(path: str) -> Iterator[Row]:
       raise InputError(f"{name}: the file is empty")
 
 
-def open_text(path: str | pathlib.Path, mode: str) -> IO[str]:
-  """Opens UTF-8 text, through gzip if the name ends in .gz."""
-  if str(path).endswith(".gz"):
-    return gzip.open(path, mode, encoding="utf-8")
-  return open(path, mode, encoding="utf-8")
-
-
 def _files(path: str) -> list[tuple[str, pathlib.Path]]:
   if path.startswith("hf:"):
     return _hub_files(path)
@@ -124,17 +117,15 @@ def _in_split(file: str, folder: str, split: str) -> bool:
 def _jsonl(name: str, file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
   line = 0
   try:
-    with open_text(file, "rt") as lines:
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
       for line, text in enumerate(lines, start=1):
         if text.strip():
           yield line, _object(f"{name}:{line}", text)
-  except UnicodeDecodeError as error:
-    raise InputError(f"{name}:{line + 1}: not UTF-8 text ({error.reason})") from error
   except (OSError, EOFError, zlib.error) as error:
     raise InputError(f"{name}:{line + 1}: the file cannot be read further ({error})") from error
 
 
-def _object(source: str, text: str) -> dict[str, Any]:
+def _object(source: str, text: bytes) -> dict[str, Any]:
   def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -144,7 +135,9 @@ def _object(source: str, text: str) -> dict[str, Any]:
     return fields
 
   try:
-    fields = json.loads(text, object_pairs_hook=unique)
+    fields = json.loads(text.decode(), object_pairs_hook=unique)
+  except UnicodeDecodeError as error:
+    raise InputError(f"{source}: not UTF-8 text ({error.reason})") from error
   except json.JSONDecodeError as error:
     raise InputError(f"{source}: invalid JSON ({error.msg} at column {error.colno})") from error
   if not isinstance(fields, dict):
@@ -185,7 +178,7 @@ def _renamed(row: Row, names: dict[str, tuple[str, ...]]) -> Row:
   """The row under our field names; a mapped column that is absent leaves its field out."""
   if not names:
     return row
-  used = {column for columns in names.values() for column in columns}
+  used = {*names, *(column for columns in names.values() for column in columns)}
   fields = {k: v for k, v in row.fields.items() if k not in used}
   for field, columns in names.items():
     values = [row.fields[c] for c in columns if row.fields.get(c) is not None]

@@ -55,10 +55,11 @@ def _permutation(size: int, seed: int, component: int, epoch: int) -> np.ndarray
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-  """Packs items in order, each into the fullest row that still holds it; rows list item numbers."""
+  """Packs items, the longest first, each into the fullest row that still holds it."""
   rows: list[list[int]] = []
   by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room left -> rows
-  for item, length in enumerate(lengths.tolist()):
+  for item in np.argsort(-lengths, kind="stable").tolist():
+    length = int(lengths[item])
     room = next((r for r in range(length, capacity) if by_room[r]), capacity)
     if room == capacity:
       rows.append([])
