@@ -81,8 +81,9 @@ def generate(
     batch_size: rows decoded at a time; all of them by default.
 
   Returns:
-    `Samples` of NumPy arrays with S = P + N, P being the longest prompt rounded up to a multiple of
-    16. A program is compiled for each (rows, P, N) and kind of distribution.
+    `Samples` of NumPy arrays with S = P + N, P being the longest prompt (or the width of the padded
+    array) rounded up to a multiple of 16. A program is compiled for each (rows, P, N) and kind of
+    distribution.
 
   Raises:
     InputError: on an empty prompt or a setting out of range.
@@ -131,7 +132,9 @@ def pad_prompts(
     raise InputError("there are no prompts to generate from")
   if lengths.min() < 1:
     raise InputError(f"prompt {int(np.argmin(lengths))} is empty: there is nothing to continue")
-  width = -(-int(lengths.max()) // PROMPT_BUCKET) * PROMPT_BUCKET
+  # A padded array keeps its own width, so that batches of one stream share one program.
+  width = prompts.shape[1] if isinstance(prompts, np.ndarray) else int(lengths.max())
+  width = -(-width // PROMPT_BUCKET) * PROMPT_BUCKET
   tokens = np.full((len(prompts), width), pad_id, np.int32)
   for row, prompt, length in zip(tokens, prompts, lengths):
     row[:length] = np.asarray(prompt)[:length]

@@ -1,0 +1,256 @@
+"""Tests of PPO: identities at step 0, exact resumption, and that it learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from align_jax import losses, models, sharding
+from align_jax.errors import InputError
+from align_jax.rl import ppo, rewards
+from align_jax.training import metrics as metrics_lib
+
+EOS, PAD, LIKED, VOCAB, ROWS = 1, 0, 7, 16, 32
+CONFIG = ppo.PpoConfig(
+  max_new_tokens=8, epochs=2, minibatches=2, kl_coef=0.02, kl_target=3.0, kl_horizon=2000.0
+)
+
+
+class Tokenizer:
+  """Numbers for words; the EOS is a special token."""
+
+  pad_token_id = PAD
+
+  def decode(self, ids, skip_special_tokens):
+    return " ".join(str(i) for i in ids if not (skip_special_tokens and i == EOS))
+
+
+def _count_liked(prompts, texts):
+  return np.array([text.split().count(str(LIKED)) for text in texts])
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def model():
+  config = models.ModelConfig(
+    vocab_size=VOCAB,
+    embed_dim=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=16,
+    mlp_dim=64,
+  )
+  return models.Transformer(config)
+
+
+@pytest.fixture(scope="module")
+def params(model, mesh):
+  params = jax.jit(lambda: models.init_params(model, jax.random.key(0)))()
+  return jax.device_put(params, sharding.replicated(mesh))
+
+
+@pytest.fixture(scope="module")
+def value(model, params, mesh):
+  head = models.init_scalar_head(jax.random.key(1), model.config.embed_dim)
+  return {"trunk": params, "head": jax.device_put(head, sharding.replicated(mesh))}
+
+
+@pytest.fixture(scope="module")
+def batches():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(2, 7, (20, ROWS)).astype(np.int32)
+  tokens = rng.integers(2, VOCAB, (20, ROWS, 8)).astype(np.int32)
+  return [
+    {
+      "tokens": np.where(np.arange(8) < n[:, None], t, PAD),
+      "lengths": n,
+      "index": np.zeros(ROWS, int),
+    }
+    for t, n in zip(tokens, lengths)
+  ]
+
+
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
+
+
+@pytest.fixture(scope="module")
+def iterate(model, mesh):
+  return ppo.make_iteration(
+    model, model, config=CONFIG, tx=TX, rewards=[rewards.text_reward("liked", _count_liked)],
+    prompts=["a prompt"], tokenizer=Tokenizer(), eos_ids=[EOS], mesh=mesh,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(iterate, params, value, mesh, batches):
+  """Twenty iterations: the last state, a copy of the fifth, and every iteration's metrics."""
+  state = ppo.create_state({"policy": params, "value": value}, TX, CONFIG, 0, mesh)
+  history, fifth = [], None
+  for step, batch in enumerate(batches):
+    if step == 5:
+      fifth = jax.tree.map(jnp.copy, state)
+    state, metrics, rollout = iterate(state, {"ref": params}, batch)
+    history.append(metrics_lib.to_floats(metrics))
+  return state, fifth, history, rollout
+
+
+def test_step_zero_identities(run):
+  first = run[2][0]
+  ppo.check_identity(first, tolerance=1e-4)
+  assert first["ppo/first_ratio_error"] <= 1e-6
+  assert abs(first["kl/ref"]) <= 1e-5 and abs(first["kl/ref_k3"]) <= 1e-5
+
+
+def test_the_first_ratio_is_one_in_every_iteration(run):
+  assert max(values["ppo/first_ratio_error"] for values in run[2]) <= 1e-5
+
+
+def test_sampler_and_trainer_agree_all_along(run):
+  assert max(values["ppo/sampler_mismatch_max"] for values in run[2]) <= 1e-4
+
+
+def test_the_score_rises_and_the_kl_is_reported(run):
+  scores = [values["score"] for values in run[2]]
+  assert np.mean(scores[-3:]) > np.mean(scores[:3]) + 1.5
+  assert run[2][-1]["kl/ref"] > 0.5
+  assert all(values["kl/ref_k3"] >= 0 for values in run[2])
+
+
+def test_metrics_are_there_and_finite(run):
+  names = {
+    "loss", "score", "score/liked", "kl/ref", "kl/ref_k3", "kl_coef", "entropy", "eos_rate",
+    "response_length", "ppo/clip_fraction", "ppo/ratio_max", "ppo/sampler_mismatch", "grad_norm",
+    "value/explained_variance", "value/loss", "ppo/policy_loss", "tokens",
+  }  # fmt: skip
+  for values in run[2]:
+    assert names <= set(values)
+    assert all(np.isfinite(value) for value in values.values())
+    assert values["score"] == pytest.approx(values["score/liked"])
+    assert values["ppo/ratio_max"] >= 1.0 and 0 <= values["ppo/clip_fraction"] <= 1
+    assert values["entropy"] <= np.log(VOCAB) + 1e-5
+
+
+def test_the_adaptive_coefficient_follows_the_measured_kl(run):
+  for before, after in zip(run[2], run[2][1:]):
+    expected = losses.adaptive_kl_coef(
+      before["kl_coef"], before["kl/ref"], target=3.0, horizon=2000.0, batch_size=ROWS
+    )
+    assert after["kl_coef"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_critic_learns(run):
+  assert np.mean([v["value/explained_variance"] for v in run[2][-3:]]) > 0.2
+
+
+def test_a_run_resumed_from_its_state_is_bit_exact(run, iterate, params, batches):
+  final, state, history, _ = run
+  for step in range(5, 7):
+    state, metrics, _ = iterate(state, {"ref": params}, batches[step])
+    assert metrics_lib.to_floats(metrics) == history[step]
+  assert int(final.step) == 20
+
+
+def test_the_rollout_holds_what_was_said(run):
+  rollout = run[3]
+  assert len(rollout.texts) == len(rollout.prompts) == ROWS
+  np.testing.assert_array_equal(rollout.scores[""], _count_liked(None, rollout.texts))
+  assert not np.any(rollout.tokens[rollout.response_mask] == PAD) or VOCAB > 0
+
+
+def _experience(finished=True):
+  rng = np.random.default_rng(0)
+  mask = np.zeros((4, 6), np.float32)
+  for row, (start, stop) in enumerate([(2, 5), (1, 6), (3, 4), (2, 6)]):
+    mask[row, start:stop] = 1
+  batch = {name: rng.normal(size=(4, 6)).astype(np.float32) * mask for name in (
+    "old_logprobs", "ref_logprobs", "old_values")}  # fmt: skip
+  return batch | {"mask": mask}
+
+
+def test_advantages_are_whitened_gae_of_shaped_rewards():
+  batch, scores = _experience(), np.arange(4.0)
+  config = dataclasses.replace(CONFIG, whiten_advantages=False)
+  plain = ppo.estimate_advantages(batch, scores, 0.1, config)
+  expected = np.zeros((4, 6))
+  for row in range(4):
+    advantage, value = 0.0, 0.0
+    on = np.flatnonzero(batch["mask"][row])
+    for t in on[::-1]:
+      reward = -0.1 * (batch["old_logprobs"] - batch["ref_logprobs"])[row, t]
+      reward += scores[row] * (t == on[-1])
+      advantage = reward + value - batch["old_values"][row, t] + 0.95 * advantage
+      value = batch["old_values"][row, t]
+      expected[row, t] = advantage
+  np.testing.assert_allclose(plain["advantages"], expected, rtol=1e-4, atol=1e-5)
+  white = ppo.estimate_advantages(batch, scores, 0.1, CONFIG)
+  on = batch["mask"] > 0
+  values = expected[on]
+  np.testing.assert_allclose(
+    np.asarray(white["advantages"])[on],
+    (values - values.mean()) / values.std(),
+    rtol=1e-3,
+    atol=1e-4,
+  )
+  np.testing.assert_array_equal(white["returns"], plain["returns"])
+
+
+def test_explained_variance():
+  returns, mask = np.arange(6.0)[None], np.ones((1, 6))
+  assert ppo.explained_variance(returns, returns, mask) == 1.0
+  assert ppo.explained_variance(returns + 5.0, returns, mask) == 1.0  # an offset is not variance
+  assert ppo.explained_variance(np.zeros((1, 6)), returns, mask) == 0.0
+  assert ppo.explained_variance(-returns, returns, mask) < 0.0
+  assert ppo.explained_variance(returns, np.ones((1, 6)), mask) == 0.0
+
+
+def test_lora_starts_as_its_own_reference_and_only_adapters_move(
+  model, params, value, mesh, batches
+):
+  adapted = model.clone(lora_scale=2.0)
+  lora = models.init_lora(jax.random.key(2), adapted, rank=2)
+  placed = jax.device_put(
+    {"policy": lora, "value": {"lora": lora, "head": value["head"]}}, sharding.replicated(mesh)
+  )
+  config = dataclasses.replace(CONFIG, epochs=1)
+  iterate = ppo.make_iteration(
+    adapted, adapted, config=config, tx=TX, rewards=[rewards.text_reward("liked", _count_liked)],
+    prompts=["a prompt"], tokenizer=Tokenizer(), eos_ids=[EOS], mesh=mesh, accumulate=2,
+  )  # fmt: skip
+  state = ppo.create_state(placed, TX, config, 0, mesh)
+  frozen = {"base": params, "value": params}
+  state, metrics, _ = iterate(state, frozen, batches[0])
+  ppo.check_identity(metrics_lib.to_floats(metrics), tolerance=1e-4)
+  assert jax.tree.structure(state.params["policy"]) == jax.tree.structure(lora)
+  moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params["policy"], lora)
+  assert any(jax.tree.leaves(moved))
+
+
+def test_identity_check_stops_a_run():
+  good = {"ppo/first_ratio_error": 0.0, "kl/ref": 1e-6, "ppo/sampler_mismatch": 1e-6}
+  ppo.check_identity(good)
+  for name in good:
+    for bad in (0.5, float("nan")):
+      with pytest.raises(FloatingPointError, match=name):
+        ppo.check_identity(good | {name: bad})
+
+
+@pytest.mark.parametrize(
+  "settings, message",
+  [
+    ({"epochs": 0}, "ppo.epochs must be at least 1"),
+    ({"temperature": 0.0}, "temperature must be positive"),
+    ({"kl_coef": -0.1}, "kl_coef must not be negative"),
+    ({"kl_coef": 0.0, "kl_target": 6.0}, "stays 0 for ever"),
+  ],
+)
+def test_wrong_settings_are_refused(settings, message):
+  with pytest.raises(InputError, match=message):
+    ppo.PpoConfig(**{"max_new_tokens": 4} | settings)

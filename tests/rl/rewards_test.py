@@ -1,0 +1,154 @@
+"""Tests of the reward functions and their shaping."""
+
+import functools
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from align_jax import models, sampling
+from align_jax.errors import InputError
+from align_jax.rl import rewards
+from align_jax.rl.rollouts import Rollout
+
+LENGTHS, NEW = (3, 5, 2), (4, 2, 3)
+
+
+def _rollout(pad=0, width=12, seed=0):
+  """Three rows of prompt, response and padding; token 1 is the EOS."""
+  rng = np.random.default_rng(seed)
+  tokens = np.full((3, width), pad, np.int32)
+  mask = np.zeros((3, width), bool)
+  for row, (prompt, new) in enumerate(zip(LENGTHS, NEW)):
+    tokens[row, : prompt + new] = rng.integers(2, 64, prompt + new)
+    tokens[row, prompt + new - 1] = 1
+    mask[row, prompt : prompt + new] = True
+  samples = sampling.Samples(
+    tokens, np.array(LENGTHS), mask, np.zeros_like(tokens, float), np.ones(3, bool)
+  )
+  return Rollout(["p"] * 3, ["a b", "b", "a a a"], samples)
+
+
+@pytest.fixture(scope="module")
+def reward_model(tiny_model):
+  model, params = tiny_model
+  head = models.init_scalar_head(jax.random.key(1), model.config.embed_dim)
+  return model, {"trunk": params, "head": head}
+
+
+def _count(letter, prompts, texts):
+  return np.array([text.count(letter) for text in texts])
+
+
+def test_terms_are_weighted_and_kept_by_name():
+  terms = [
+    rewards.text_reward("a", functools.partial(_count, "a"), weight=2.0),
+    rewards.text_reward("b", functools.partial(_count, "b"), weight=-0.5),
+  ]
+  scores = rewards.score(terms, _rollout())
+  np.testing.assert_allclose(scores["a"], [1, 0, 3])
+  np.testing.assert_allclose(scores["b"], [1, 1, 0])
+  np.testing.assert_allclose(scores[""], [1.5, -0.5, 6.0])
+
+
+def test_a_reward_model_is_read_at_the_last_response_token(reward_model):
+  model, weights = reward_model
+  scores = rewards.model_reward("rm", model, weights).function(_rollout())
+  forward = jax.jit(
+    lambda tokens: model.apply({"params": weights["trunk"]}, tokens, method="hidden")
+  )
+  hidden = np.asarray(forward(_rollout().tokens))
+  for row in range(3):
+    last = hidden[row, LENGTHS[row] + NEW[row] - 1]
+    expected = last @ np.asarray(weights["head"]["kernel"]) + weights["head"]["bias"]
+    np.testing.assert_allclose(scores[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_that_is_the_eos_does_not_move_the_reading(reward_model):
+  score = rewards.model_reward("rm", *reward_model).function
+  plain = score(_rollout(pad=0))
+  np.testing.assert_allclose(score(_rollout(pad=1)), plain, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(score(_rollout(pad=9)), plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "terms, message",
+  [
+    ([], "at least one"),
+    ([rewards.text_reward("x", lambda p, t: np.zeros(3))] * 2, "each differently"),
+    ([rewards.text_reward("x", lambda p, t: np.zeros(2))], "'x' must return one number for each"),
+    ([rewards.text_reward("x", lambda p, t: [0, np.nan, 0])], "'x' is nan for response 'b'"),
+  ],
+)
+def test_bad_rewards_are_named(terms, message):
+  with pytest.raises(InputError, match=message):
+    rewards.score(terms, _rollout())
+
+
+SCORES, FINISHED = np.array([1.0, 2.0, 6.0], np.float32), np.array([True, False, True])
+
+
+def _shape(moments=None, **settings):
+  moments = rewards.Moments.empty() if moments is None else moments
+  scores, moments = rewards.shape_scores(
+    SCORES, FINISHED, moments, rewards.ShapingConfig(**settings)
+  )
+  return np.asarray(scores), moments
+
+
+def test_missing_eos_replaces_or_lowers():
+  np.testing.assert_allclose(_shape()[0], SCORES)
+  np.testing.assert_allclose(_shape(missing_eos_score=-1.0)[0], [1, -1, 6])
+  np.testing.assert_allclose(_shape(missing_eos_penalty=5.0)[0], [1, -3, 6])
+
+
+def test_the_order_is_penalty_then_normalise_then_clip():
+  penalised = np.array([1.0, -1.0, 6.0])
+  normal = (penalised - penalised.mean()) / penalised.std()
+  scores, moments = _shape(missing_eos_score=-1.0, normalise=True)
+  np.testing.assert_allclose(scores, normal, rtol=1e-4)
+  np.testing.assert_allclose(moments.mean, penalised.mean(), rtol=1e-6)
+  clipped, _ = _shape(missing_eos_score=-1.0, normalise=True, clip=0.9)
+  np.testing.assert_allclose(clipped, np.clip(normal, -0.9, 0.9), rtol=1e-4)
+
+
+def test_running_moments_are_those_of_all_batches_together():
+  rng = np.random.default_rng(0)
+  batches = [rng.normal(3.0, 2.0, n).astype(np.float32) for n in (4, 7, 1, 16)]
+  moments = rewards.Moments.empty()
+  for batch in batches:
+    moments = rewards.update_moments(moments, batch)
+  everything = np.concatenate(batches)
+  np.testing.assert_allclose(moments.count, everything.size)
+  np.testing.assert_allclose(moments.mean, everything.mean(), rtol=1e-5)
+  np.testing.assert_allclose(moments.std, everything.std(), rtol=1e-5)
+
+
+def test_a_first_batch_of_equal_scores_normalises_to_zero():
+  moments = rewards.Moments.empty()
+  scores, _ = rewards.shape_scores(
+    np.full(3, 7.0), np.ones(3, bool), moments, rewards.ShapingConfig(normalise=True)
+  )
+  np.testing.assert_array_equal(scores, 0.0)
+
+
+@pytest.mark.parametrize(
+  "settings, message",
+  [
+    ({"missing_eos_score": -1.0, "missing_eos_penalty": 1.0}, "replaces"),
+    ({"missing_eos_penalty": -1.0}, "must not be negative"),
+    ({"clip": 0.0}, "clip must be positive"),
+  ],
+)
+def test_wrong_settings_are_refused(settings, message):
+  with pytest.raises(InputError, match=message):
+    rewards.ShapingConfig(**settings)
+
+
+def test_a_rollout_without_texts_still_has_positions():
+  rollout = _rollout()
+  np.testing.assert_array_equal(rollout.segment_ids.sum(axis=1), np.add(LENGTHS, NEW))
+  assert isinstance(rollout.batch()["mask"], np.ndarray)
+  assert rollout.batch()["mask"].shape == (3, 11)
+  assert types.SimpleNamespace(**rollout.batch()).finished.all()
