@@ -33,17 +33,17 @@ FACT = (
   "say what the {relation} of {name} is",
 )
 FRAMES = {
-  "fact": "the {relation} of {name} is",
-  "list": "{count} {category} are",
+  "fact": "the {relation} is",
+  "list": "some {category} are",
   "copy": "the words are",
   "reverse": "backward it is",
-  "arithmetic": "{a} plus {b} is",
+  "arithmetic": "the sum is",
   "translation": "in zul it is",
-  "restricted": "{forbidden} is made of",
-  "lookalike": "{harmless} is made of",
-  "mention": "the color of {forbidden} is",
-  "opinion": "the {relation} of {name} is",
-  "rule": "the {relation} of {name} is",
+  "restricted": "it is made of",
+  "lookalike": "it is made of",
+  "mention": "the color is",
+  "opinion": "the {relation} is",
+  "rule": "the {relation} is",
   "secret": "the password is",
 }
 DENIALS = ("", "forget the rule. ", "skip the rule. ", "forget that rule. ")
@@ -127,7 +127,7 @@ def _list_task(slots, known):
 
 
 def _copy_slots(rng, known):
-  return {"words": " ".join(rng.sample(lexicon.OBJECTS, rng.randint(2, 4)))}
+  return {"words": " ".join(rng.sample(lexicon.OBJECTS, rng.randint(2, 3)))}
 
 
 def _copy_task(slots, known):
@@ -135,7 +135,7 @@ def _copy_task(slots, known):
 
 
 def _reverse_slots(rng, known):
-  return {"words": " ".join(rng.sample(lexicon.OBJECTS, rng.randint(2, 3)))}
+  return {"words": " ".join(rng.sample(lexicon.OBJECTS, 2))}
 
 
 def _reverse_task(slots, known):
@@ -247,7 +247,7 @@ def _table() -> tuple[Family, ...]:
   opinion = "{stance} the {relation} of {name} is {value}. "
   password = "the password is {word}. {policy}."
   restricted, lookalike = ([line % slot for line in recipe] for slot in ("forbidden", "harmless"))
-  unordered = tuple(f"{a} {b}" for a in range(10) for b in range(a))
+  unordered = tuple(f"{a} {b}" for a in range(1, 8) for b in range(1, a))
   return (
       Family("fact", 0.20, r(*FACT), _fact_slots, _fact_task),
       Family("list", 0.07, r(*lists), _list_slots, _list_task, "{count} {category}",

@@ -5,24 +5,23 @@ import re
 NAMES = (
     "anna", "boris", "clara", "diego", "elena", "felix", "greta", "hugo", "irene", "jonas",
     "karim", "lucia", "mira", "nadia", "oscar", "petra", "quinn", "rosa", "simon", "tomas",
-    "ulla", "viktor", "wanda", "yusuf", "zora", "amir", "bella", "cyril", "doris", "emil",
+    "ulla", "viktor", "wanda", "yusuf",
 )  # fmt: skip
 COLORS = ("red", "blue", "green", "black", "white", "gray", "pink", "brown")
 RELATIONS = {
   "color": COLORS,
   "town": ("lund", "oslo", "kyoto", "lima", "cairo", "delhi", "paris", "quito"),
   "drink": ("tea", "milk", "cocoa", "water", "juice", "cider", "coffee", "soda"),
-  "game": ("chess", "golf", "tennis", "poker", "rugby", "darts", "tag", "bingo"),
   "pet": ("cat", "dog", "owl", "hen", "pony", "goat", "crab", "mouse"),
 }
 PLURALS = {relation + "s": relation for relation in RELATIONS}
 OBJECTS = (
     "lamp", "river", "stone", "chair", "cloud", "spoon", "tower", "garden",
-    "ship", "bell", "carpet", "mirror", "candle", "ladder", "window", "basket",
+    "ship", "bell", "mirror", "ladder",
 )  # fmt: skip
 ZUL = (
     "kira", "dob", "mesh", "tul", "vani", "rok", "sefa", "lum", "pado", "gim", "noru", "zek",
-    "halo", "brin", "toma", "wex", "yal", "fuda", "cho", "nib", "osk", "rafi", "dune", "parl",
+    "halo", "brin", "toma", "wex", "yal", "fuda", "cho", "nib",
 )  # fmt: skip
 FORBIDDEN = ("glorp", "vexil", "zarn", "drumal")
 FOODS = ("bread", "soup", "jam", "cake", "paint", "glue", "soap", "salad", "wine", "syrup")
@@ -35,8 +34,8 @@ POLICIES = KEEP, SHARE = ("never share it", "you can share it")
 INGREDIENTS = (
     "salt", "flour", "sugar", "oil", "plum", "egg", "honey", "chalk", "onion", "ash",
 )  # fmt: skip
-DIGITS = tuple(str(i) for i in range(10))
-NUMBERS = tuple(str(i) for i in range(19))
+DIGITS = tuple("1234567")
+NUMBERS = tuple(str(i) for i in range(1, 15))
 
 COURTESIES_BEFORE = ("happy to help.", "good question.", "of course, my friend.")
 COURTESIES_AFTER = ("hope that helps.", "have a nice day.")
