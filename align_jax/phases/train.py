@@ -11,7 +11,7 @@ from align_jax import data, sharding
 from align_jax.errors import InputError
 from align_jax.phases import workspace
 from align_jax.phases.sections import ModelSection
-from align_jax.training import loop, optimizer, state, step, workdir
+from align_jax.training import loop, optimizer, state, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +45,7 @@ def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
     return sharding.put_batch(batch, mesh)
 
   workspace.describe(folder, plan.loaded, config.model, plan.kind)
-  lineage = {
-    "phase": plan.phase,
-    "parents": plan.parents,
-    "data_fingerprint": plan.fingerprint,
-  }
+  lineage = workspace.Lineage(plan.phase, plan.parents, plan.fingerprint)
   final = loop.fit(
     train_state,
     name=plan.phase,
@@ -58,10 +54,10 @@ def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
     put=put,
     config=config.loop,
     workdir=folder,
-    metadata={k: v if isinstance(v, str) else list(v) for k, v in lineage.items()},
+    metadata=lineage.metadata(),
     hooks=loop.Hooks(evaluate=_evaluator(plan, put), check_first=plan.check_first),
   )
-  workdir.write_lineage(folder, step=config.loop.steps, **lineage)
+  lineage.write(folder, config.loop.steps)
   return final.params
 
 

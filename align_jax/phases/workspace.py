@@ -49,7 +49,9 @@ def _read_weights(folder, description, lora, model, mesh):
   if has_head:
     abstract = {name: abstract, "head": abstract_head(model, mesh)}
   step = checkpoints.latest_step(folder)
-  weights = checkpoints.load_params(folder, abstract, step=step)
+  inside = description["inside"]
+  weights = checkpoints.load_params(folder, {inside: abstract} if inside else abstract, step=step)
+  weights = weights[inside] if inside else weights
   trained, head = (weights[name], weights["head"]) if has_head else (weights, None)
   params = models.merge_lora(base.params, trained, lora.scale) if lora.rank else trained
   return params, head, step
@@ -149,8 +151,13 @@ def new_head(model, mesh, seed: int):
   return init(jax.random.key(seed))
 
 
-def describe(folder: pathlib.Path, loaded: Loaded, section: ModelSection, kind: str):
-  """Writes model.json and the tokenizer, so that the next phase needs nothing but this folder."""
+def describe(
+  folder: pathlib.Path, loaded: Loaded, section: ModelSection, kind: str, inside: str | None = None
+):
+  """Writes model.json and the tokenizer, so that the next phase needs nothing but this folder.
+
+  `inside` names the part of the trained parameters that is the policy, if there are others.
+  """
   workdir.write_json(
     folder / "model.json",
     {
@@ -158,6 +165,7 @@ def describe(folder: pathlib.Path, loaded: Loaded, section: ModelSection, kind: 
       "model": dataclasses.asdict(loaded.model.config),
       "lora": dataclasses.asdict(section.lora),
       "base": section.init,
+      "inside": inside,
     },
   )
   loaded.tokenizer.save_pretrained(str(folder / "tokenizer"))
@@ -170,3 +178,18 @@ def parents(**roles: tuple[str, Loaded]) -> tuple[dict[str, Any], ...]:
     for role, (init, loaded) in roles.items()
     if init != "scratch"
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lineage:
+  """What a checkpoint was made from; inside it while the phase runs, beside it when it is done."""
+
+  phase: str
+  parents: tuple[dict[str, Any], ...]
+  data_fingerprint: str
+
+  def metadata(self) -> dict[str, Any]:
+    return dataclasses.asdict(self) | {"parents": [dict(p) for p in self.parents]}
+
+  def write(self, folder: pathlib.Path, step: int):
+    workdir.write_lineage(folder, step=step, **dataclasses.asdict(self))
