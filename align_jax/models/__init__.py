@@ -1,5 +1,7 @@
 """The model room: one transformer for every family, its heads, adapters and files."""
 
+from align_jax.models.adapters import load_adapter as load_adapter
+from align_jax.models.adapters import save_adapter as save_adapter
 from align_jax.models.config import ModelConfig as ModelConfig
 from align_jax.models.config import RopeScaling as RopeScaling
 from align_jax.models.heads import init_scalar_head as init_scalar_head
@@ -13,4 +15,7 @@ from align_jax.models.params import init_cache as init_cache
 from align_jax.models.params import init_params as init_params
 from align_jax.models.params import logical_axes as logical_axes
 from align_jax.models.params import num_params as num_params
+from align_jax.models.pretrained import load_pretrained as load_pretrained
+from align_jax.models.pretrained import load_tokenizer as load_tokenizer
+from align_jax.models.pretrained import save_pretrained as save_pretrained
 from align_jax.models.transformer import Transformer as Transformer

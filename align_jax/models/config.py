@@ -61,7 +61,9 @@ class ModelConfig:
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
     if self.num_heads % self.num_kv_heads:
-      raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
+      raise ValueError(
+        f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
+      )
     if self.head_dim < 2 or self.head_dim % 2:
       raise ValueError(f"head_dim must be even for rotary positions, not {self.head_dim}")
     if self.local_layers and len(self.local_layers) != self.num_layers:
@@ -70,8 +72,13 @@ class ModelConfig:
       raise ValueError("local_layers needs a sliding_window")
     if self.sliding_window is not None and self.sliding_window < 1:
       raise ValueError(f"sliding_window must be positive, not {self.sliding_window}")
-    for name, known in (("activation", ACTIVATIONS), ("remat", REMAT), ("dtype", DTYPES),
-                        ("param_dtype", DTYPES), ("attention_impl", ("xla",))):
+    for name, known in (
+      ("activation", ACTIVATIONS),
+      ("remat", REMAT),
+      ("dtype", DTYPES),
+      ("param_dtype", DTYPES),
+      ("attention_impl", ("xla",)),
+    ):
       if getattr(self, name) not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 

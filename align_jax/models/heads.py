@@ -17,7 +17,7 @@ def token_logprobs(
   temperature: float = 1.0,
   return_entropy: bool = False,
 ):
-  """log π(token t | tokens before t) for t = 1..T-1, [B, T-1] float32, under softmax(logits / temperature).
+  """log π(token t | tokens before t), t = 1..T-1, under softmax(logits / temperature): [B, T-1].
 
   tokens, positions, segment_ids [B, T] as for the model; with `return_entropy` a pair, the second
   being the entropy in nats of the distribution each token was scored by, [B, T-1].  `chunk_size`

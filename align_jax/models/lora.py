@@ -21,7 +21,9 @@ def init_lora(
   """
   unknown = [t for t in targets if t not in transformer.WEIGHTS]
   if unknown or not targets or rank < 1:
-    raise ValueError(f"LoRA wants targets among {transformer.WEIGHTS} and rank >= 1, not {targets}, {rank}")
+    raise ValueError(
+      f"LoRA wants targets among {transformer.WEIGHTS} and rank >= 1, not {targets}, {rank}"
+    )
   shapes = transformer.weight_shapes(model.config)
   layers = model.config.num_layers
 

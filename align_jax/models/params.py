@@ -22,7 +22,9 @@ def abstract_params(model: Transformer) -> dict:
 
 def logical_axes(model: Transformer) -> dict:
   """The tree of `init_params` with a tuple of logical axis names for every array."""
-  return jax.tree.map(lambda x: tuple(x.names), _boxed(model), is_leaf=lambda x: isinstance(x, nn.Partitioned))
+  return jax.tree.map(
+    lambda x: tuple(x.names), _boxed(model), is_leaf=lambda x: isinstance(x, nn.Partitioned)
+  )
 
 
 def num_params(model: Transformer) -> int:

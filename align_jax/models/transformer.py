@@ -10,6 +10,7 @@ Sites: resid_pre, resid_mid, resid_post, attention_out, mlp_out [B, T, D]; atten
 [B, T, heads, head_dim]; mlp_hidden [B, T, F]; attention_probs [B, K, G, T, S].
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,10 +22,18 @@ import numpy as np
 from align_jax.models import attention
 from align_jax.models.config import ModelConfig
 
-SITES = frozenset({
-  "resid_pre", "attention_heads", "attention_probs", "attention_out", "resid_mid", "mlp_hidden",
-  "mlp_out", "resid_post",
-})
+SITES = frozenset(
+  {
+    "resid_pre",
+    "attention_heads",
+    "attention_probs",
+    "attention_out",
+    "resid_mid",
+    "mlp_hidden",
+    "mlp_out",
+    "resid_post",
+  }
+)
 EDITS = frozenset({"add", "project", "replace", "where"})
 WEIGHTS = ("query", "key", "value", "out", "gate", "up", "down")
 
@@ -122,11 +131,11 @@ class Block(nn.Module):
     std = np.prod(inputs) ** -0.5 * ((2 * c.num_layers) ** -0.5 if name in ("out", "down") else 1)
     init = nn.with_logical_partitioning(nn.initializers.normal(std), in_axes + out_axes)
     weight = self.param(name, init, inputs + outputs, jnp.dtype(c.param_dtype))
-    y = jnp.tensordot(x, weight.astype(dtype), len(inputs))
+    y = linear(x, weight.astype(dtype), outputs)
     if self.has_variable("lora", name):
       adapter = self.get_variable("lora", name)
-      low = jnp.tensordot(x, adapter["a"].astype(dtype), len(inputs))
-      y = y + self.lora_scale * jnp.tensordot(low, adapter["b"].astype(dtype), 1)
+      low = linear(x, adapter["a"].astype(dtype), adapter["a"].shape[-1:])
+      y = y + self.lora_scale * linear(low, adapter["b"].astype(dtype), outputs)
     if c.qkv_bias and name in ("query", "key", "value"):
       init = nn.with_logical_partitioning(nn.initializers.zeros, out_axes)
       y = y + self.param(f"{name}_bias", init, outputs, jnp.dtype(c.param_dtype)).astype(dtype)
@@ -207,10 +216,12 @@ class Transformer(nn.Module):
     return rms_norm(x, self.final_norm, c)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
-    """Logits [..., V] float32, soft-capped, of `hidden` [..., D]."""
+    """Logits [B, T, V] float32, soft-capped, of `hidden` [B, T, D]."""
     c = self.config
     table = self.embedding.T if c.tie_embeddings else self.unembedding
-    logits = jnp.dot(hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    flat, table = hidden.reshape(-1, c.embed_dim), table.astype(hidden.dtype)
+    logits = jnp.dot(flat, table, preferred_element_type=jnp.float32)
+    logits = logits.reshape(*hidden.shape[:-1], c.vocab_size)
     if c.logit_softcap is not None:
       logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
     return logits
@@ -250,7 +261,17 @@ class Transformer(nn.Module):
       for name, value in self.variables.get(collection, {}).get("layers", {}).items():
         wrong = set() if collection == "lora" else set(value) - EDITS
         if name not in names or wrong:
-          raise ValueError(f"{collection} knows {sorted(names)} {sorted(EDITS)}, not {name} {wrong}")
+          raise ValueError(
+            f"{collection} knows {sorted(names)} {sorted(EDITS)}, not {name} {wrong}"
+          )
+
+
+def linear(x: jax.Array, weight: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
+  """x [B, T, *inputs] times weight [*inputs, *outputs], [B, T, *outputs]."""
+  # One flat matrix product: on CPU its gradients take half the time of those of the batched form.
+  columns = math.prod(outputs)
+  y = x.reshape(x.shape[0] * x.shape[1], -1) @ weight.reshape(-1, columns)
+  return y.reshape(*x.shape[:2], *outputs)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
