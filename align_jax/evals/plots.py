@@ -132,7 +132,7 @@ def frontier(evaluations: Mapping[str, PolicyEvaluation]) -> Figure:
   """
   figure = Figure(figsize=(8.6, 4.4), layout="constrained")
   axes = figure.add_subplot()
-  aligned = {n: e for n, e in evaluations.items() if e.policy != e.reference}
+  aligned = {n: e for n, e in evaluations.items() if not e.is_reference}
   _reference_band(axes, next(iter(evaluations.values())))
   for head in dict.fromkeys(map(objective_of, aligned)):
     runs = sorted(

@@ -115,7 +115,7 @@ def draw(runs: Mapping[str, Run]) -> dict[str, Picture]:
   """The figures that these runs have the numbers for, by name."""
   policies, reward = policy_evaluations(runs), reward_evaluation(runs)
   figures = []
-  if any(e.policy != e.reference for e in policies.values()):
+  if any(not e.is_reference for e in policies.values()):
     figures.append(("frontier", plots.frontier(policies), _frontier_alt(policies)))
   if policies:
     figures.append(("lengths", plots.lengths(policies), "Mean response length of every policy"))
@@ -181,7 +181,7 @@ def reward_evaluation(runs: Mapping[str, Run]) -> RewardEvaluation | None:
 def findings(runs: Mapping[str, Run]) -> list[str]:
   """What a reader should take away, said only as far as the intervals allow."""
   policies = policy_evaluations(runs)
-  aligned = {n: e for n, e in policies.items() if e.policy != e.reference}
+  aligned = {n: e for n, e in policies.items() if not e.is_reference}
   told = []
   if aligned:
     told += _gains(aligned)

@@ -53,6 +53,11 @@ class PolicyEvaluation:
   kind: str = "policy"
 
   @property
+  def is_reference(self) -> bool:
+    """Whether this is the reference against itself, the row that the others are compared with."""
+    return self.policy == self.reference and self.kl.value == 0.0
+
+  @property
   def sqrt_kl(self) -> tuple[float, float, float]:
     """√KL of the k1 estimate and of its bounds, 0 where sampling noise made them negative."""
     return tuple(

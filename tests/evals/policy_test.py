@@ -45,7 +45,8 @@ def moved(ground):
 
 def test_equal_policies_answer_alike_and_have_no_kl(ground):
   *_, sft, _ = ground
-  found, _ = run(ground, sft, sft)
+  found, _ = run(ground, dataclasses.replace(sft, name="its copy"), sft)
+  assert not found.is_reference and run(ground, sft, sft)[0].is_reference
   assert found.kl.value == found.kl_k3.value == 0.0
   assert found.score_gain.value == 0.0 and found.score_gain.stderr == 0.0
   assert (found.win_rate.wins, found.win_rate.ties, found.win_rate.losses) == (0, 12, 0)

@@ -19,7 +19,9 @@ NASTY = "</p><script>alert('x')</script> & {{ 7 * 6 }}"
 def policy_evaluation(name, gain, kl):
   rng = np.random.default_rng(0)
   base = rng.normal(1.0, 1.0, PROMPTS)
-  scores = base + gain * (1 + 0.2 * rng.normal(size=PROMPTS))
+  noise = 0.2 if name != "ipo" else 20.0  # IPO's gain is lost in it
+  sign = (-1.0) ** np.arange(PROMPTS)
+  scores = base + gain * (1 + noise * sign * np.abs(rng.normal(size=PROMPTS)))
   length = statistics.mean(rng.integers(5, 15, PROMPTS))
   rates = {"score": statistics.mean(scores), "correct": statistics.proportion(scores > 1)}
   return results.PolicyEvaluation(
@@ -60,10 +62,11 @@ def write_phase(root, name, parents=(), step=100):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
   root = tmp_path_factory.mktemp("runs") / "first & only"
-  for name in ("ppo", "dpo", "sft"):
-    given = {"sft": [], "dpo": [("policy", "sft")], "ppo": [("policy", "sft"), ("score", "reward")]}
+  for name in ("ppo", "ipo", "dpo", "sft"):
+    given = {"sft": [], "dpo": [("policy", "sft")], "ipo": [("policy", "sft")],
+             "ppo": [("policy", "sft"), ("score", "reward")]}
     write_phase(root, name, given[name])
-    gain, kl = {"sft": (0.0, 0.0), "dpo": (0.5, 4.0), "ppo": (-0.4, 9.0)}[name]
+    gain, kl = {"sft": (0, 0), "dpo": (0.5, 4), "ipo": (0.01, 1), "ppo": (-0.4, 9)}[name]
     results.save(root / name, policy_evaluation(name, gain, kl), samples(name))
   write_phase(root, "reward", [("trunk", "sft")])
   margins = np.random.default_rng(1).normal(0.5, 1.0, 200)
@@ -133,13 +136,15 @@ def test_every_text_from_outside_is_escaped(page):
 
 def test_the_phases_stand_in_the_order_of_the_pipeline(page):
   titles = re.findall(r"<h3>.*?</span>(.*?)</h3>", page)
-  assert titles == ["SFT", "Reward model", "DPO", "PPO"]
+  assert titles == ["SFT", "Reward model", "DPO", "IPO", "PPO"]
 
 
 def test_the_findings_say_what_the_intervals_allow(root, page):
   told = report.findings(report.read_runs(root))
+  unclear = results.load(root / "ipo").score_gain
+  assert unclear.low < 0 < unclear.high
   assert told[0] == (
-    "1 of 2 aligned policies score above SFT by more than their 95 % interval; below it: PPO."
+    "1 of 3 aligned policies score above SFT by more than their 95 % interval; below it: PPO."
   )
   assert told[1].startswith("The highest mean score is DPO’s")
   assert "the gold judge itself agrees with" in told[-1]
@@ -160,7 +165,7 @@ def test_samples_stand_side_by_side_and_are_chosen_by_place(root):
   rows = report.side_by_side(report.read_runs(root))
   assert len(rows) == 12
   assert [row["family"] for row in rows] == ["facts"] * 6 + ["lists"] * 6
-  assert list(rows[0]["replies"]) == ["sft", "dpo", "ppo"]
+  assert list(rows[0]["replies"]) == ["sft", "dpo", "ipo", "ppo"]
   for place, row in enumerate(rows[:6]):
     assert row["prompt"][0]["content"].startswith(f"question {2 * place} ")
     assert row["replies"]["ppo"].response.startswith(f"ppo answers {2 * place} ")
@@ -170,8 +175,8 @@ def test_the_pictures_lie_beside_the_page(root, page):
   pictures = sorted(file.name for file in root.glob("report_*.png"))
   assert pictures == sorted(
     f"report_{name}.png" for name in (
-      "behaviour", "curves_dpo", "curves_ppo", "curves_reward", "curves_sft", "families",
-      "frontier", "lengths", "reward_model",
+      "behaviour", "curves_dpo", "curves_ipo", "curves_ppo", "curves_reward", "curves_sft",
+      "families", "frontier", "lengths", "reward_model",
     )
   )
   for name in pictures:
