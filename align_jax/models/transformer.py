@@ -246,9 +246,10 @@ class Transformer(nn.Module):
       freqs = attention.rope_frequencies(c.head_dim, theta, scaling)
       return attention.rope_table(positions, freqs)
 
-    tables = _pair(c, table, (c.rope_theta, c.rope_scaling), (c.rope_local_theta, None))
     if c.rope_local_theta is None:
-      tables = (table(c.rope_theta, c.rope_scaling), None)
+      tables = table(c.rope_theta, c.rope_scaling), None
+    else:
+      tables = _pair(c, table, (c.rope_theta, c.rope_scaling), (c.rope_local_theta, None))
     return Context(positions, tables, _pair(c, mask, (None,), (c.sliding_window,)))
 
   def _cache_slots(self) -> int | None:
