@@ -114,9 +114,10 @@ def _truncate(sequence: Encoded, excess: int, max_length: int, tokenizer: Any) -
 
 
 def _cut_left(tokens: np.ndarray, keep: int, tokenizer: Any) -> np.ndarray:
-  """The last `keep` tokens, with the leading BOS kept if there is one."""
+  """The last `keep` tokens, with a leading BOS kept; one that opens every turn is no such BOS."""
   if len(tokens) <= keep:
     return tokens
-  bos = tokenizer.bos_token_id
-  lead = 1 if bos is not None and keep > 0 and tokens[0] == bos else 0
+  bos = chat.template_facts(tokenizer, tokenizer.chat_template).bos_id
+  once = tokens[0] == tokenizer.bos_token_id and tokens[0] not in tokens[1:]
+  lead = int(keep > 0 and (once or tokens[0] == bos))
   return np.concatenate([tokens[:lead], tokens[len(tokens) - keep + lead :]])

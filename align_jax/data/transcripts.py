@@ -59,11 +59,13 @@ def _split_texts(
   )
   start = chosen.rfind(_ANSWER, 0, shared)
   if start < 0:
-    raise row.error("prompt", "is missing, and no '\\n\\nAssistant:' is shared by both answers")
+    complaint = "is missing, and no '\\n\\nAssistant:' is shared by both answers"
+    raise row.error("prompt", complaint + " (`columns` can rename fields)")
   cut = start + len(_ANSWER)
   for name, text in (("chosen", chosen), ("rejected", rejected)):
     if _TURN.search(text, cut):
-      raise row.error(name, "differs from its partner before its last assistant turn")
+      complaint = "differs from its partner before its last assistant turn"
+      raise row.error(name, complaint + " (invalid='skip' leaves such rows out)")
   if not chat:
     return ({"role": "text", "content": chosen[:cut]},), chosen[cut:], rejected[cut:]
   prompt = parse_prompt(row, chosen[:cut])

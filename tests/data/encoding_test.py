@@ -95,3 +95,12 @@ def test_a_reward_model_scores_the_form_it_was_trained_on(tokenizer):
   scored = data.encode_response(user("a"), "b c", tokenizer, 32)
   np.testing.assert_array_equal(scored.tokens, pair.chosen.tokens)
   np.testing.assert_array_equal(scored.response_mask, pair.chosen.response_mask)
+
+
+def test_a_bos_that_opens_every_turn_does_not_survive_a_cut(bpe):
+  """SmolLM2's BOS is <|im_start|>: kept alone at the front it would open a turn of no role."""
+  tokenizer = bpe()
+  tokenizer.bos_token = "<|im_start|>"
+  prompt = data.encode_prompt(data.Prompt(user("the answer " * 9)), tokenizer, 20)
+  assert prompt.tolist().count(tokenizer.bos_token_id) == 1
+  assert tokenizer.decode(prompt[-4:]).endswith("<|im_start|>assistant\n")
