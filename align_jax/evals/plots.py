@@ -76,7 +76,7 @@ class Panel:
 
 PANELS = (
   Panel("Reward-model score", "reward", ("score",)),
-  Panel("Loss", "nats", ("loss",)),
+  Panel("Loss", "objective", ("loss",)),
   Panel("Preference accuracy", "share of pairs", ("rewards/accuracy",)),
   Panel("KL to the reference", "nats a response", ("kl/ref",)),
   Panel("Reward", "reward", ("rewards/chosen", "rewards/rejected")),
@@ -85,8 +85,10 @@ PANELS = (
   Panel("Explained variance", "share of returns’ variance", ("value/explained_variance",)),
   Panel("Clipped ratios", "share of tokens", ("ppo/clip_fraction",)),
   Panel("Sampler − trainer gap", "nats a token", ("ppo/sampler_mismatch",)),
+  Panel("Entropy", "nats a token", ("entropy",)),
   Panel("Gradient norm", "L2 norm", ("grad_norm",)),
 )
+_LOSS_UNITS = {"sft": "nats a token", "reward": "nats a pair", "dpo": "nats a pair"}
 
 
 def objective_of(name: str) -> str:
@@ -131,7 +133,39 @@ def frontier(evaluations: Mapping[str, PolicyEvaluation]) -> Figure:
   band is the reference policy. √KL because reward grows about linearly in it (Gao et al. 2023).
   """
   figure = Figure(figsize=(8.6, 4.4), layout="constrained")
-  axes = figure.add_subplot()
+  looks = _draw_frontier(figure.add_subplot(), evaluations)
+  _legend(figure, looks, "outside right upper", 1)
+  return figure
+
+
+@_styled
+def overview(
+  evaluations: Mapping[str, PolicyEvaluation], reward: RewardEvaluation, rates: Sequence[str]
+) -> Figure:
+  """A whole pipeline in one picture: the frontier, what the judge found, and the reward model."""
+  figure = Figure(figsize=(10.6, 4.3), layout="constrained")
+  grid = figure.add_gridspec(2, 2, width_ratios=(1.45, 1), height_ratios=(1.7, 1))
+  frontier_axes = figure.add_subplot(grid[:, 0])
+  looks = _draw_frontier(frontier_axes, evaluations)
+  behaviour_axes = figure.add_subplot(grid[0, 1])
+  found = [(rate, {n: _all(e).get(rate) for n, e in evaluations.items()}) for rate in rates]
+  _grouped_rows(behaviour_axes, found)
+  behaviour_axes.set_xlabel("share of responses")
+  behaviour_axes.set_xlim(-0.02, 1.02)
+  bars = [("reward model", reward.accuracy, True), ("“longer wins”", reward.longer_wins, False),
+          ("gold judge", reward.ceiling, False)]
+  reward_axes = figure.add_subplot(grid[1, 1])
+  _accuracy_rows(reward_axes, [bar for bar in bars if bar[1] is not None], counts=False)
+  reward_axes.set_title("")
+  reward_axes.set_xlabel("agreement with held-out noisy labels")
+  _legend(figure, looks, "outside upper center", len(looks))
+  return figure
+
+
+def _draw_frontier(
+  axes, evaluations: Mapping[str, PolicyEvaluation]
+) -> dict[str, tuple[str, str]]:
+  """Draws the frontier and returns the looks that its legend explains."""
   aligned = {n: e for n, e in evaluations.items() if not e.is_reference}
   _reference_band(axes, next(iter(evaluations.values())))
   for head in dict.fromkeys(map(objective_of, aligned)):
@@ -148,11 +182,9 @@ def frontier(evaluations: Mapping[str, PolicyEvaluation]) -> Figure:
   ticks = _square_ticks(axes.get_xlim()[1])
   top.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
   reference = title_of(next(iter(evaluations.values())).reference)
-  heads = {f"{reference} (reference)": _REFERENCE} | {
+  return {f"{reference} (reference)": _REFERENCE} | {
     title_of(head): look_of(head) for head in dict.fromkeys(map(objective_of, aligned))
   }
-  _legend(figure, heads, "outside right upper", 1)
-  return figure
 
 
 @_styled
@@ -177,22 +209,11 @@ def families(evaluations: Mapping[str, PolicyEvaluation]) -> Figure:
   names = [f for f in next(iter(evaluations.values())).families if f != "all"]
   figure = Figure(figsize=(8.6, 0.4 * len(names) + 1.2), layout="constrained")
   axes = figure.add_subplot()
-  spread = np.linspace(-0.28, 0.28, len(evaluations)) if len(evaluations) > 1 else [0.0]
-  for shift, (name, evaluation) in zip(spread, evaluations.items()):
-    points = [
-      (row + shift, evaluation.families[f]["score"])
-      for row, f in enumerate(names) if f in evaluation.families
-    ]
-    colour, marker = look_of(name)
-    values = [e.value for _, e in points]
-    axes.errorbar(
-      values, [row for row, _ in points], xerr=_bars([e for _, e in points]), fmt=marker,
-      color=colour, ecolor=(colour, 0.45), markersize=4.5, elinewidth=1.2,
-    )
-  axes.set_yticks(range(len(names)), names)
-  axes.set_ylim(len(names) - 0.5, -0.5)
+  _grouped_rows(axes, [
+    (family, {n: e.families.get(family, {}).get("score") for n, e in evaluations.items()})
+    for family in names
+  ])
   axes.set_xlabel(f"{_scorer_name(evaluations)} (mean, 95 % interval)")
-  axes.grid(axis="y", visible=False)
   _legend(figure, {title_of(n): look_of(n) for n in evaluations}, "outside upper center", 6)
   return figure
 
@@ -275,7 +296,8 @@ def _curve_panel(axes, run: str, panel: Panel, metrics, levels) -> None:
       value, text = levels[metric]
       axes.axhline(value, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), label=text)
   axes.set_title(panel.title)
-  axes.set_ylabel(panel.unit)
+  unit = _LOSS_UNITS.get(objective_of(run)) if panel.names == ("loss",) else None
+  axes.set_ylabel(unit or panel.unit)
   if len(axes.get_legend_handles_labels()[1]) > 1:
     axes.legend(fontsize=7.5, handlelength=1.6, borderaxespad=0.2)
 
@@ -325,7 +347,26 @@ def _rows(axes, estimates: Mapping[str, Estimate | None], *, names: bool) -> Non
   axes.grid(axis="y", visible=False)
 
 
-def _accuracy_rows(axes, bars: Sequence[tuple[str, Estimate, bool]]) -> None:
+def _grouped_rows(axes, rows: Sequence[tuple[str, Mapping[str, Estimate | None]]]) -> None:
+  """Several estimates a row, one a run, spread so that their intervals do not hide each other."""
+  for row, (_, estimates) in enumerate(rows):
+    spread = np.linspace(-0.28, 0.28, len(estimates)) if len(estimates) > 1 else [0.0]
+    for shift, (name, estimate) in zip(spread, estimates.items()):
+      if estimate is None:
+        continue
+      colour, marker = look_of(name)
+      axes.errorbar(
+        [estimate.value], [row + shift], xerr=_bars([estimate]), fmt=marker, color=colour,
+        ecolor=(colour, 0.45), markersize=4.5, elinewidth=1.2,
+      )
+  axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+  axes.set_ylim(len(rows) - 0.5, -0.5)
+  axes.grid(axis="y", visible=False)
+
+
+def _accuracy_rows(
+  axes, bars: Sequence[tuple[str, Estimate, bool]], *, counts: bool = True
+) -> None:
   colour, marker = look_of("reward")
   for row, (_, estimate, ours) in enumerate(bars):
     axes.errorbar(
@@ -333,7 +374,7 @@ def _accuracy_rows(axes, bars: Sequence[tuple[str, Estimate, bool]]) -> None:
       color=colour if ours else _INK, markersize=7 if ours else 12, elinewidth=1.6, capsize=3,
     )
   axes.axvline(0.5, color=_MUTED, linewidth=1, linestyle=":")
-  axes.set_yticks(range(len(bars)), [f"{name} (n = {estimate.n})" for name, estimate, _ in bars])
+  axes.set_yticks(range(len(bars)), [f"{n} (n = {e.n})" if counts else n for n, e, _ in bars])
   axes.set_ylim(len(bars) - 0.5, -0.5)
   axes.set_xlim(min(0.4, *(e.low - 0.02 for _, e, _ in bars)), 1.02)
   axes.set_xlabel("accuracy (95 % interval)")

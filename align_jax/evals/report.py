@@ -56,6 +56,8 @@ class Picture:
 def build_report(workdir: str | pathlib.Path) -> pathlib.Path:
   """Writes report.html, which needs no other file, and its figures as report_<name>.png beside it.
 
+  report_overview.png is not on the page: it is the run in one picture, for a README or a slide.
+
   workdir: a folder of phase folders (sft, reward, dpo, ..., or dpo-beta0.05 and the like), each
   with any of config.json, metrics.jsonl, evaluation.json, samples.jsonl, lineage.json. Returns the
   page's path. InputError for a folder without phases, or a file that is not what it should be.
@@ -117,14 +119,17 @@ def draw(runs: Mapping[str, Run]) -> dict[str, Picture]:
   figures = []
   if any(not e.is_reference for e in policies.values()):
     figures.append(("frontier", plots.frontier(policies), _frontier_alt(policies)))
+  rates = [r for r in _RATES if any(r in e.families.get("all", {}) for e in policies.values())]
   if policies:
     figures.append(("lengths", plots.lengths(policies), "Mean response length of every policy"))
     if len(next(iter(policies.values())).families) > 2:
       figures.append(("families", plots.families(policies), "Mean score in every prompt family"))
-    rates = [r for r in _RATES if any(r in e.families.get("all", {}) for e in policies.values())]
     if rates:
       alt = f"Shares of responses judged {', '.join(rates)}, by policy"
       figures.append(("behaviour", plots.behaviour(policies, rates), alt))
+  if figures and figures[0][0] == "frontier" and rates and reward is not None:
+    picture = plots.overview(policies, reward, rates)
+    figures.append(("overview", picture, _frontier_alt(policies)))
   if reward is not None:
     figures.append(("reward_model", plots.reward_model(reward), _reward_alt(reward)))
   for name, run in runs.items():

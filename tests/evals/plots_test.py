@@ -88,7 +88,7 @@ def test_curves_show_raw_values_their_mean_and_held_out_ones():
   # The running mean of the last five values, of those that there are.
   assert smooth.get_ydata()[50] == 48.0 and smooth.get_ydata()[8] == np.mean([4, 5, 6, 8])
   assert list(held_out.get_ydata()) == [0, 50] and level.get_ydata()[0] == 0.5
-  assert axes.get_ylabel() == "nats"
+  assert axes.get_ylabel() == "nats a pair"
   assert plots.curves("dpo", {"unheard/of": Series(steps, steps)}, levels={}) is None
 
 
@@ -104,6 +104,19 @@ def test_other_figures_name_their_units(draw):
   figure = draw(EVALUATIONS)
   assert all(axes.get_xlabel() for axes in figure.axes)
   assert pixels(figure).startswith(b"\x89PNG")
+
+
+def test_the_overview_is_the_frontier_beside_the_judge_and_the_reward_model():
+  pairs = reward_model.evaluate_pairs(
+    np.array([1.0, -1.0]), np.zeros(2), chosen_lengths=np.ones(2), rejected_lengths=np.zeros(2)
+  )
+  left, judged, rewards = plots.overview(EVALUATIONS, pairs, ["correct"]).axes
+  assert {(2.0, 1.5), (3.0, 1.8), (0.0, 1.0)} <= set(points(left))
+  assert [text.get_text() for text in judged.get_yticklabels()] == ["correct"]
+  assert [x for x, _ in points(judged)] == pytest.approx([2 / 3] * 3)
+  # Without a gold judge there is no ceiling to show.
+  shown = [text.get_text() for text in rewards.get_yticklabels()]
+  assert shown == ["reward model", "“longer wins”"]
 
 
 def test_the_reward_figure_marks_the_ceiling():

@@ -176,7 +176,7 @@ def test_the_pictures_lie_beside_the_page(root, page):
   assert pictures == sorted(
     f"report_{name}.png" for name in (
       "behaviour", "curves_dpo", "curves_ipo", "curves_ppo", "curves_reward", "curves_sft",
-      "families", "frontier", "lengths", "reward_model",
+      "families", "frontier", "lengths", "overview", "reward_model",
     )
   )
   for name in pictures:
