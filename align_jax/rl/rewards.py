@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax import models
+from align_jax import models, sharding
 from align_jax.errors import InputError
 from align_jax.rl.rollouts import Rollout
 from align_jax.training import objectives
@@ -35,14 +35,22 @@ def text_reward(
 
 
 def model_reward(
-  name: str, model: models.Transformer, weights: Any, *, weight: float = 1.0
+  name: str,
+  model: models.Transformer,
+  weights: Any,
+  *,
+  weight: float = 1.0,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Reward:
-  """A reward model {"trunk", "head"}, read at the last response token (found by position)."""
+  """A reward model {"trunk", "head"}, read at the last response token (found by position).
+
+  Rows are split over the `data` and `fsdp` axes of `mesh`, if there is one.
+  """
   score = jax.jit(functools.partial(_model_scores, model))
 
   def function(rollout: Rollout) -> np.ndarray:
-    # As large as the samples are: one program, whatever the prompts.
-    return np.asarray(score(weights, rollout.tokens, rollout.segment_ids, rollout.response_mask))
+    rows = rollout.tokens, rollout.segment_ids, rollout.response_mask
+    return np.asarray(score(weights, *(rows if mesh is None else sharding.put_batch(rows, mesh))))
 
   return Reward(name, function, weight)
 

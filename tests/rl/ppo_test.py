@@ -146,8 +146,11 @@ def test_the_adaptive_coefficient_follows_the_measured_kl(run):
     assert after["kl_coef"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_critic_learns(run):
-  assert np.mean([v["value/explained_variance"] for v in run[2][-3:]]) > 0.2
+def test_the_critic_follows_the_returns(run):
+  first, last = run[2][0], run[2][-1]
+  assert last["value/mean"] == pytest.approx(last["score"], abs=1.0)
+  assert last["value/loss"] < 0.1 * first["value/loss"]
+  assert first["value/explained_variance"] < 0 < last["value/explained_variance"]
 
 
 def test_a_run_resumed_from_its_state_is_bit_exact(run, iterate, params, batches):
@@ -162,7 +165,6 @@ def test_the_rollout_holds_what_was_said(run):
   rollout = run[3]
   assert len(rollout.texts) == len(rollout.prompts) == ROWS
   np.testing.assert_array_equal(rollout.scores[""], _count_liked(None, rollout.texts))
-  assert not np.any(rollout.tokens[rollout.response_mask] == PAD) or VOCAB > 0
 
 
 def _experience(finished=True):
@@ -211,26 +213,31 @@ def test_explained_variance():
   assert ppo.explained_variance(returns, np.ones((1, 6)), mask) == 0.0
 
 
-def test_lora_starts_as_its_own_reference_and_only_adapters_move(
-  model, params, value, mesh, batches
+def test_lora_on_eight_devices_starts_where_full_weights_on_one_do(
+  model, params, value, run, batches
 ):
+  """At step 0 an adapter changes nothing, so the same seed must give the same rollouts and scores."""
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2), jax.devices())
   adapted = model.clone(lora_scale=2.0)
+  shardings = sharding.tree_shardings(models.logical_axes(model), params, mesh)
+  weights = jax.device_put(params, shardings)
   lora = models.init_lora(jax.random.key(2), adapted, rank=2)
-  placed = jax.device_put(
-    {"policy": lora, "value": {"lora": lora, "head": value["head"]}}, sharding.replicated(mesh)
-  )
-  config = dataclasses.replace(CONFIG, epochs=1)
+  trainable = {"policy": lora, "value": {"lora": lora, "head": value["head"]}}
+  trainable = jax.device_put(trainable, sharding.replicated(mesh))
+  config = dataclasses.replace(CONFIG, epochs=1, minibatches=1)
   iterate = ppo.make_iteration(
     adapted, adapted, config=config, tx=TX, rewards=[rewards.text_reward("liked", _count_liked)],
     prompts=["a prompt"], tokenizer=Tokenizer(), eos_ids=[EOS], mesh=mesh, accumulate=2,
   )  # fmt: skip
-  state = ppo.create_state(placed, TX, config, 0, mesh)
-  frozen = {"base": params, "value": params}
-  state, metrics, _ = iterate(state, frozen, batches[0])
-  ppo.check_identity(metrics_lib.to_floats(metrics), tolerance=1e-4)
-  assert jax.tree.structure(state.params["policy"]) == jax.tree.structure(lora)
-  moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params["policy"], lora)
-  assert any(jax.tree.leaves(moved))
+  state = ppo.create_state(trainable, TX, config, 0, mesh)
+  state, metrics, _ = iterate(state, {"base": weights, "value": weights}, batches[0])
+  values, expected = metrics_lib.to_floats(metrics), run[2][0]
+  ppo.check_identity(values, tolerance=1e-4)
+  for name in ("score", "response_length", "eos_rate", "entropy", "value/explained_variance"):
+    assert values[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+  moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, trainable)
+  assert all(moved["policy"]["layers"][name]["b"] for name in lora["layers"])
+  assert all(jax.tree.leaves(moved["value"]["head"]))
 
 
 def test_identity_check_stops_a_run():

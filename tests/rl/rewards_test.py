@@ -1,7 +1,6 @@
 """Tests of the reward functions and their shaping."""
 
 import functools
-import types
 
 import jax
 import numpy as np
@@ -144,11 +143,3 @@ def test_a_first_batch_of_equal_scores_normalises_to_zero():
 def test_wrong_settings_are_refused(settings, message):
   with pytest.raises(InputError, match=message):
     rewards.ShapingConfig(**settings)
-
-
-def test_a_rollout_without_texts_still_has_positions():
-  rollout = _rollout()
-  np.testing.assert_array_equal(rollout.segment_ids.sum(axis=1), np.add(LENGTHS, NEW))
-  assert isinstance(rollout.batch()["mask"], np.ndarray)
-  assert rollout.batch()["mask"].shape == (3, 11)
-  assert types.SimpleNamespace(**rollout.batch()).finished.all()
