@@ -90,7 +90,7 @@ def to_hf(config: ModelConfig) -> dict:
     hf["layer_types"] = [types[local] for local in config.windowed]
   if config.family.startswith("qwen"):
     hf["use_sliding_window"] = config.sliding_window is not None
-    hf["max_window_layers"] = config.num_layers
+    hf["max_window_layers"] = (*config.windowed, True).index(True)
   if config.family == "gemma3_text":
     hf["rope_local_base_freq"] = config.rope_local_theta
   _check_faithful(config, hf)
