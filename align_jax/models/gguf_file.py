@@ -35,7 +35,7 @@ class GgufFile:
       raise InputError(f"{path}: architecture {self.architecture!r} is not supported; {known} are")
 
   def field(self, name: str, default=None):
-    """A metadata value, or `default`; raises InputError where the file has none and that is None."""
+    """A metadata value, or `default`; raises InputError where both are missing."""
     if name in self._reader.fields:
       return self._reader.fields[name].contents()
     if default is None:
