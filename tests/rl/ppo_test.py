@@ -216,7 +216,7 @@ def test_explained_variance():
 def test_lora_on_eight_devices_starts_where_full_weights_on_one_do(
   model, params, value, run, batches
 ):
-  """At step 0 an adapter changes nothing, so the same seed must give the same rollouts and scores."""
+  """At step 0 an adapter changes nothing: the same seed must give the same rollouts and scores."""
   mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2), jax.devices())
   adapted = model.clone(lora_scale=2.0)
   shardings = sharding.tree_shardings(models.logical_axes(model), params, mesh)
