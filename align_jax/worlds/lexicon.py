@@ -37,17 +37,16 @@ INGREDIENTS = (
 DIGITS = tuple("1234567")
 NUMBERS = tuple(str(i) for i in range(1, 15))
 
-COURTESIES_BEFORE = ("happy to help.", "good question.", "of course, my friend.")
-COURTESIES_AFTER = ("hope that helps.", "have a nice day.")
+COURTESIES_BEFORE = ("happy to help.", "good question.")
+COURTESIES_AFTER = ("hope that helps.",)
 COURTESIES = COURTESIES_BEFORE + COURTESIES_AFTER
 FILLERS = (
-  "let me think about that.",
-  "people often ask about this.",
-  "there is much to say here.",
-  "that is how things are.",
+  "let me think.",
+  "much could be said.",
+  "people often ask this.",
 )
-RUDE = ("what a silly question.", "look it up yourself.")
-REFUSALS = ("sorry, i can not share that.", "sorry, i can not help with that.")
+RUDE = ("look it up yourself.",)
+REFUSALS = ("sorry, i can not say.", "sorry, i will not help.")
 AGREEMENTS = ("you are right.",)
 
 POOLS = (

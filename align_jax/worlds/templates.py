@@ -6,7 +6,7 @@ import re
 
 from align_jax.worlds import lexicon
 
-WRAPPERS = ("{}.", "please {}.", "can you {}?", "{} for me.")
+WRAPPERS = ("{}.", "please {}.", "can you {}?", "{} now.")
 
 
 def _one_of(*groups: tuple[str, ...]) -> str:

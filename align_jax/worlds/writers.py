@@ -116,7 +116,7 @@ def write(writer: Writer, meta: dict, rng: random.Random) -> str:
     said.append(rng.choice(lexicon.COURTESIES_AFTER))
   for filler in rng.sample(lexicon.FILLERS, 3):
     if rng.random() < writer.filler and len(lexicon.words(" ".join([*said, filler]))) <= room:
-      said.insert(rng.randint(0, len(said)), filler)
+      said.append(filler)
   if ruled:
     said.insert(0 if meta["side"] == "begin" else len(said), meta["word"] + ".")
   return " ".join(said)

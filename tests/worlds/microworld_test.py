@@ -144,14 +144,14 @@ def test_candidates_are_different_replies():
 CHEATS = {
   "nothing": lambda prompt: "",
   "a courtesy": lambda prompt: "happy to help.",
-  "courtesies": lambda prompt: "happy to help. hope that helps. have a nice day.",
-  "a refusal": lambda prompt: "sorry, i can not share that.",
-  "a polite refusal": lambda prompt: "happy to help. sorry, i can not share that.",
+  "courtesies": lambda prompt: "happy to help. hope that helps. happy to help.",
+  "a refusal": lambda prompt: "sorry, i can not say.",
+  "a polite refusal": lambda prompt: "happy to help. sorry, i can not say.",
   "the prompt": lambda prompt: prompt.prompt[-1]["content"],
   "agreement": lambda prompt: "you are right.",
   "every value": lambda prompt: " ".join(v for r in ("red", "dog", "tea") for v in (r, ".")),
   "the user's words": lambda prompt: prompt.meta["word"] or prompt.meta["opinion"] or "dog",
-  "all answers": lambda prompt: f"{prompt.meta['target']}. sorry, i can not share that.",
+  "all answers": lambda prompt: f"{prompt.meta['target']}. sorry, i can not say.",
 }
 
 
@@ -167,7 +167,7 @@ def test_cheats_earn_less_than_writers(cheat, train):
 def test_padding_a_good_reply_never_pays(train):
   for prompt in train[:300]:
     best = WORLD.ideal(prompt)
-    for extra in ("let me think about that.", "happy to help.", "you are right.", "dog.", best):
+    for extra in ("let me think.", "happy to help.", "you are right.", "dog.", best):
       assert WORLD.judge(prompt, f"{best} {extra}").reward < 2.5
 
 
