@@ -31,7 +31,13 @@ def define(config_file: str):
 
 def settings(holder, cls):
   """The parsed --config as the phase's dataclass; raises InputError on anything it does not know."""
-  return config_lib.build(cls, holder.value.to_dict())
+  return config_lib.build(cls, values(holder))
+
+
+def values(holder) -> dict:
+  """The parsed --config as nested dictionaries; a file that cannot be read is said here."""
+  with _sentences():
+    return holder.value.to_dict()
 
 
 def devices():
@@ -68,7 +74,8 @@ def _sentences():
   try:
     yield
   except flags.Error as error:
-    print(f"error: {error}", file=sys.stderr)
+    # ml_collections puts a traceback into the message; its last line says what happened.
+    print(f"error: {str(error).strip().splitlines()[-1].strip()}", file=sys.stderr)
     sys.exit(INPUT_ERROR_STATUS)
   except (AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
     text = error.args[0] if isinstance(error, KeyError) else error

@@ -13,7 +13,7 @@ CONFIG, WORKDIR = app.define("configs/quickstart.py")
 def main():
   from align_jax.phases import pipeline
 
-  pipeline.run(CONFIG.value.to_dict(), WORKDIR.value, app.devices())
+  pipeline.run(app.values(CONFIG), WORKDIR.value, app.devices())
 
 
 if __name__ == "__main__":

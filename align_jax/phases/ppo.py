@@ -52,6 +52,14 @@ def run(config: PpoConfig, path: str, devices) -> None:
   folder = workdir.open_workdir(path, "ppo", config_lib.to_dict(config))
   section = config.prompts
   prompts = records.read(section.train, "prompts", columns=section.columns, limit=section.limit)
+  workspace.check_batch(section.batch_size, config.accumulate * config.ppo.minibatches, mesh)
+  batches = data.prompt_batches(
+    prompts,
+    workspace.tokenizer_of(config.model),
+    length=section.max_length,
+    batch_size=section.batch_size,
+    seed=config.seed,
+  )
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   judge = workspace.load(config.reward_model, mesh, dtype=config.model.dtype)
   if judge.head is None:
@@ -84,13 +92,7 @@ def run(config: PpoConfig, path: str, devices) -> None:
     rl.create_state(trainable, tx, config.ppo, config.seed, mesh),
     name="ppo",
     step=lambda state, batch: iterate(state, frozen, batch)[:2],
-    batches=data.prompt_batches(
-      prompts,
-      loaded.tokenizer,
-      length=section.max_length,
-      batch_size=section.batch_size,
-      seed=config.seed,
-    ),
+    batches=batches,
     put=lambda batch: batch,  # prompts go to the device inside the sampler
     config=config.loop,
     workdir=folder,

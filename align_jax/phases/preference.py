@@ -42,11 +42,15 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
   name = config.objective.name
   folder = workdir.open_workdir(path, name, config_lib.to_dict(config))
   pairs, held_out = records.read_split(config.data, "preferences")
+  workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
+  kto = name == "kto"
+  tokenizer = workspace.tokenizer_of(config.model)
+  batches = train.pair_batches(config, tokenizer)
+  training = train.feedback_batches(config, tokenizer)(pairs) if kto else batches(pairs)
+  eval_batches = list(batches(held_out, epochs=1)) if held_out else None
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   trainable, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
   chunk = config.model.logits_chunk
-  batches = train.pair_batches(config, loaded.tokenizer)
-  kto = name == "kto"
   plan = train.Plan(
     phase=name,
     kind="policy",
@@ -55,9 +59,9 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
     frozen=frozen or {"ref": loaded.params},
     objective=objectives.preference_objective(model, config.objective, chunk=chunk),
     prepare=objectives.kto_prepare(model, chunk=chunk) if kto else None,
-    batches=train.feedback_batches(config, loaded.tokenizer)(pairs) if kto else batches(pairs),
+    batches=training,
     eval_objective=objectives.preference_evaluation(model, config.objective, chunk=chunk),
-    eval_batches=held_out and (lambda: batches(held_out, epochs=1)),
+    eval_batches=eval_batches,
     fingerprint=data.fingerprint(pairs),
     parents=workspace.parents(policy=(config.model.init, loaded), ref=(config.model.init, loaded)),
     check_first=lambda values: check_identity(config.objective, values),

@@ -32,9 +32,12 @@ def run(config: RewardConfig, path: str, devices) -> None:
   mesh = sharding.make_mesh(config.mesh, devices)
   folder = workdir.open_workdir(path, "reward", config_lib.to_dict(config))
   pairs, held_out = records.read_split(config.data, "preferences")
+  workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
+  batches = train.pair_batches(config, workspace.tokenizer_of(config.model))
+  training = batches(pairs)
+  eval_batches = list(batches(held_out, epochs=1)) if held_out else None
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   weights, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
-  batches = train.pair_batches(config, loaded.tokenizer)
   plan = train.Plan(
     phase="reward",
     kind="reward",
@@ -47,8 +50,8 @@ def run(config: RewardConfig, path: str, devices) -> None:
     objective=objectives.reward_objective(
       model, centering=config.centering, label_smoothing=config.label_smoothing
     ),
-    batches=batches(pairs),
-    eval_batches=held_out and (lambda: batches(held_out, epochs=1)),
+    batches=training,
+    eval_batches=eval_batches,
     fingerprint=data.fingerprint(pairs),
     parents=workspace.parents(trunk=(config.model.init, loaded)),
   )

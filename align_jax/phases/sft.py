@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 from align_jax import config as config_lib
 from align_jax import data, sharding
 from align_jax.phases import records, train, workspace
@@ -32,19 +34,13 @@ def run(config: SftConfig, path: str, devices) -> None:
   folder = workdir.open_workdir(path, "sft", config_lib.to_dict(config))
   section = config.data
   train_records, eval_records = records.read_split(section, "demonstrations")
+  workspace.check_batch(section.batch_size, config.accumulate, mesh)
+  tokenizer = workspace.tokenizer_of(config.model)
+  batches = demonstration_batches(config, tokenizer)
+  training = batches(train_records)
+  held_out = list(batches(eval_records, epochs=1)) if eval_records else None
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   trainable, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
-
-  def batches(source, **options):
-    return data.sft_batches(
-      source,
-      loaded.tokenizer,
-      length=section.length,
-      seed=config.seed,
-      pack=config.pack,
-      **options,
-    )
-
   plan = train.Plan(
     phase="sft",
     kind="policy",
@@ -52,10 +48,32 @@ def run(config: SftConfig, path: str, devices) -> None:
     trainable=trainable,
     frozen=frozen,
     objective=objectives.sft_objective(model, chunk=config.model.logits_chunk),
-    batches=batches(train_records, batch_size=section.batch_size),
-    eval_batches=eval_records
-    and (lambda: batches(eval_records, batch_size=section.batch_size, epochs=1, shuffle=False, pad_last=True)),
+    batches=training,
+    eval_batches=held_out,
     fingerprint=data.fingerprint(train_records),
     parents=workspace.parents(init=(config.model.init, loaded)),
   )
   train.run_plan(plan, config, folder, mesh)
+
+
+def demonstration_batches(config: SftConfig, tokenizer):
+  """`(records, epochs=None) -> iterator` of rows; a finite one keeps the file's order."""
+  section = config.data
+
+  def make(source, epochs: int | None = None):
+    return data.sft_batches(
+      source,
+      tokenizer,
+      length=section.length,
+      batch_size=section.batch_size,
+      seed=config.seed,
+      epochs=epochs,
+      pack=config.pack,
+      buckets=section.buckets,
+      shuffle=epochs is None,
+      pad_last=epochs is not None,
+      shard_index=jax.process_index(),
+      shard_count=jax.process_count(),
+    )
+
+  return make

@@ -28,7 +28,7 @@ class Plan:
   fingerprint: str  # of the training records
   parents: tuple[dict, ...]
   eval_objective: step.Objective | None = None
-  eval_batches: Callable[[], Any] | None = None  # a fresh finite stream at each call
+  eval_batches: list[Any] | None = None
   prepare: Callable | None = None
   check_first: Callable[[dict[str, float]], None] | None = None
 
@@ -68,7 +68,7 @@ def _evaluator(plan: Plan, put):
 
   def run(params):
     return loop.evaluate_batches(
-      lambda p, batch: evaluate(p, plan.frozen, batch), params, plan.eval_batches(), put
+      lambda p, batch: evaluate(p, plan.frozen, batch), params, plan.eval_batches, put
     )
 
   return run

@@ -1,6 +1,7 @@
 """What every phase does first and last: devices, workdir, model in, checkpoint out."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -58,9 +59,12 @@ def _read_weights(folder, description, lora, model, mesh):
 
 
 def start(section: ModelSection, mesh, *, seed: int) -> Loaded:
-  """The model a phase begins with: loaded, or random with the scratch section's shape."""
+  """The policy a phase begins with: loaded, or random with the scratch section's shape."""
   if section.scratch is None:
-    return load(section.init, mesh, dtype=section.dtype, remat=section.remat)
+    loaded = load(section.init, mesh, dtype=section.dtype, remat=section.remat)
+    if loaded.head is not None:
+      raise InputError(f"model.init: {section.init} is a reward model; a policy is needed")
+    return loaded
   tokenizer = _scratch_tokenizer(section.scratch)
   config = scratch_config(section.scratch, len(tokenizer))
   model = _compute_as(models.Transformer(config), section.dtype, section.remat)
@@ -68,6 +72,16 @@ def start(section: ModelSection, mesh, *, seed: int) -> Loaded:
     lambda key: models.init_params(model, key), out_shardings=param_shardings(model, mesh)
   )
   return Loaded(model, init(jax.random.key(seed)), tokenizer)
+
+
+def tokenizer_of(section: ModelSection):
+  """The tokenizer alone, so that records are checked and tokenised before any weight is loaded."""
+  if section.scratch is not None:
+    return _scratch_tokenizer(section.scratch)
+  folder = pathlib.Path(section.init)
+  return models.load_tokenizer(
+    str(folder / "tokenizer") if (folder / "model.json").exists() else section.init
+  )
 
 
 def scratch_config(scratch: ScratchConfig, vocab_size: int) -> models.ModelConfig:
@@ -90,6 +104,16 @@ def _scratch_tokenizer(scratch: ScratchConfig):
 
     return worlds.Microworld().tokenizer()
   return models.load_tokenizer(scratch.tokenizer)
+
+
+def check_batch(rows: int, accumulate: int, mesh):
+  """Raises InputError unless a batch splits evenly into microbatches and over the mesh."""
+  ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+  if accumulate < 1 or rows % (accumulate * ways):
+    raise InputError(
+      f"a batch of {rows} rows does not split into accumulate = {accumulate} parts over "
+      f"{ways} devices (mesh data x fsdp)"
+    )
 
 
 def _compute_as(model, dtype: str, remat: str):
