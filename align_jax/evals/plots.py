@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from align_jax.evals.results import PolicyEvaluation, RewardEvaluation
 from align_jax.evals.statistics import Estimate
@@ -285,17 +286,17 @@ def _curve_panel(axes, run: str, panel: Panel, metrics, levels) -> None:
       series = metrics[metric]
       axes.plot(series.steps, series.values, color=shade, alpha=0.25, linewidth=0.8)
       axes.plot(series.steps, _smooth(series.values), color=shade, linewidth=1.6, label=label)
-    if f"eval/{metric}" in metrics:
+    if f"eval/{metric}" in metrics and not several:
       series = metrics[f"eval/{metric}"]
-      label = f"{label}, held out" if several else "held out"
       axes.plot(
-        series.steps, series.values, color=_INK if not several else shade, marker="o",
-        markersize=3.5, linestyle=":", linewidth=1.2, label=label,
+        series.steps, series.values, color=_INK, marker="o", markersize=3.5, linestyle=":",
+        linewidth=1.2, label="held out",
       )
     if metric in levels:
       value, text = levels[metric]
       axes.axhline(value, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), label=text)
   axes.set_title(panel.title)
+  axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
   unit = _LOSS_UNITS.get(objective_of(run)) if panel.names == ("loss",) else None
   axes.set_ylabel(unit or panel.unit)
   if len(axes.get_legend_handles_labels()[1]) > 1:

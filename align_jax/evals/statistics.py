@@ -105,7 +105,7 @@ def paired_difference(
 
 
 def wilson_interval(
-  successes: float, n: int, *, confidence: float = 0.95
+  successes: float, n: float, *, confidence: float = 0.95
 ) -> tuple[float, float]:
   """Wilson's score interval of a proportion, (0, 1) for n = 0.
 
@@ -148,15 +148,19 @@ def win_rate(
 ) -> WinRate:
   """Share of items won against `baseline`, a tie (|difference| <= tolerance) counting half.
 
-  scores, baseline [n], NaN in either = unscored. The interval is Wilson's: it does not collapse
-  when every item is won.
+  scores, baseline [n], NaN in either = unscored. The interval is Wilson's, so it does not collapse
+  when every item is won; ties, which vary less than wins and losses, narrow it as they should.
   """
   scores, baseline = _pair(scores, baseline)
   difference = scores - baseline
   outcome = np.where(np.abs(difference) <= tolerance, 0.5, (difference > 0).astype(float))
   outcome = np.where(np.isnan(difference), np.nan, outcome)
   wins, ties, losses = (int((outcome == value).sum()) for value in (1.0, 0.5, 0.0))
-  return WinRate(wins, ties, losses, proportion(outcome, confidence=confidence))
+  rate = proportion(outcome, confidence=confidence)
+  if ties:
+    low, high = _interval_with_ties(rate, ties, confidence)
+    rate = dataclasses.replace(rate, low=low, high=high)
+  return WinRate(wins, ties, losses, rate)
 
 
 def bootstrap(
@@ -237,6 +241,18 @@ def pass_hat_k(n: int, correct: int, k: int) -> float:
   """Chance that all of k draws without replacement are correct, C(c, k)/C(n, k); NaN for n < k."""
   _check_counts(n, correct, k)
   return math.comb(correct, k) / math.comb(n, k) if n >= k else math.nan
+
+
+def _interval_with_ties(rate: Estimate, ties: int, confidence: float) -> tuple[float, float]:
+  """Wilson's interval at the sample size whose 0/1 outcomes would vary as little as these.
+
+  The variance of an outcome is p(1-p) - t/4. The share of ties t is shrunk to ties/(n + z²), as
+  Wilson shrinks p, so that ties alone are no proof of a rate of exactly one half.
+  """
+  p, n = rate.value, rate.n
+  binary = p * (1 - p)
+  size = n * binary / (binary - ties / (n + _normal_quantile(confidence) ** 2) / 4)
+  return wilson_interval(p * size, size, confidence=confidence)
 
 
 def _check_counts(n: int, correct: int, k: int) -> None:

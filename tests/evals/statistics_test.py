@@ -131,6 +131,24 @@ def test_win_rates_of_two_sides_add_to_one():
   assert one.low + other.high == pytest.approx(1.0)
 
 
+def test_ties_vary_less_and_narrow_the_interval_as_much():
+  # 60 % ties, the rest won with probability 0.6: the rate is 0.54, the variance 0.2484 - 0.15.
+  rng = np.random.default_rng(8)
+  widths, covered = [], 0
+  for _ in range(2000):
+    outcome = rng.choice([1.0, 0.0, -1.0], p=[0.24, 0.6, 0.16], size=80)
+    rate = statistics.win_rate(outcome, np.zeros(80)).rate
+    widths.append(rate.half_width)
+    covered += rate.low <= 0.54 <= rate.high
+  assert 0.94 < covered / 2000 < 0.98
+  assert np.mean(widths) == pytest.approx(1.96 * math.sqrt(0.0984 / 80), rel=0.1)
+
+
+def test_ties_alone_are_no_proof_of_one_half():
+  rate = statistics.win_rate(np.zeros(50), np.zeros(50)).rate
+  assert rate.value == 0.5 and 0.02 < rate.half_width < 0.05
+
+
 def test_a_clean_sweep_still_has_a_width():
   win = statistics.win_rate(np.ones(20), np.zeros(20)).rate
   assert win.value == win.high == 1.0
