@@ -138,8 +138,8 @@ def evaluate_policy(
   """Samples both policies on the same prompts, scores both, and reports the paired comparison.
 
   prompts: data.Prompt records [n], whose meta may name a "family". reference_responses: what
-  `respond(reference, prompts, ...)` gave with the same settings, to sample the reference once for
-  many policies. Returns the evaluation and one Sample a prompt; `results.save` writes both.
+  `respond(reference, prompts, ...)` gave with the same settings, to sample it once for many
+  policies. Returns the evaluation and one Sample a prompt; `results.save` writes both.
   """
   if not prompts:
     raise InputError("an evaluation needs at least one prompt")
@@ -148,7 +148,7 @@ def evaluate_policy(
   scores, their_scores = _scores(scorer, prompts, ours), _scores(scorer, prompts, theirs)
   judgements = [judge(p, t) for p, t in zip(prompts, ours.texts)] if judge else []
   families = [prompt.meta.get("family", "all") for prompt in prompts]
-  lengths, their_lengths = (np.asarray(r.samples.lengths, float) for r in (ours, theirs))
+  lengths = np.asarray(ours.samples.lengths, float)
   k1, k3 = _kl_to(reference, policy, ours.samples, settings)
   evaluation = PolicyEvaluation(
     policy=policy.name,
@@ -158,18 +158,24 @@ def evaluate_policy(
     seed=settings.seed,
     temperature=settings.temperature,
     max_new_tokens=settings.max_new_tokens,
-    score=statistics.mean(scores),
-    reference_score=statistics.mean(their_scores),
-    score_gain=statistics.paired_difference(scores, their_scores),
-    win_rate=statistics.win_rate(scores, their_scores),
+    **_comparison(scores, their_scores),
     kl=statistics.mean(k1),
     kl_k3=statistics.mean(k3),
     length=statistics.mean(lengths),
-    reference_length=statistics.mean(their_lengths),
+    reference_length=statistics.mean(theirs.samples.lengths),
     finished=statistics.proportion(np.asarray(ours.samples.finished)),
     families=by_family(families, scores, lengths, judgements),
   )
   return evaluation, _kept(prompts, ours.texts, scores, families)
+
+
+def _comparison(scores: np.ndarray, their_scores: np.ndarray) -> dict[str, Any]:
+  return {
+    "score": statistics.mean(scores),
+    "reference_score": statistics.mean(their_scores),
+    "score_gain": statistics.paired_difference(scores, their_scores),
+    "win_rate": statistics.win_rate(scores, their_scores),
+  }
 
 
 def _scores(scorer: Scorer, prompts: Sequence[Any], responses: Responses) -> np.ndarray:
