@@ -123,17 +123,9 @@ def response_logprobs(
 
 
 def evaluate_policy(
-  policy: Policy,
-  reference: Policy,
-  prompts: Sequence[Any],
-  tokenizer,
-  scorer: Scorer,
-  settings: SamplingSettings,
-  *,
-  scorer_name: str = "gold",
-  judge: Judge | None = None,
-  reference_responses: Responses | None = None,
-  mesh=None,
+  policy: Policy, reference: Policy, prompts: Sequence[Any], tokenizer, scorer: Scorer,
+  settings: SamplingSettings, *, scorer_name: str = "gold", judge: Judge | None = None,
+  reference_responses: Responses | None = None, mesh=None,
 ) -> tuple[PolicyEvaluation, tuple[Sample, ...]]:
   """Samples both policies on the same prompts, scores both, and reports the paired comparison.
 
