@@ -124,11 +124,16 @@ def _chat_spans(
   turn_end = template_facts(tokenizer, tokenizer.chat_template).turn_end
   spans = []
   for i in turns:
-    before = _render(messages[:i], tokenizer, source, ask=True) if i else ""
+    before = _render(messages[:i], tokenizer, source, ask=True) if i else _opening(text, messages)
     if not text.startswith(before):
       raise InputError(f"{source}: the chat template rewrites what precedes message {i}")
     spans.append((len(before), _turn_stop(text, len(before), messages[i], turn_end, source)))
   return text, spans
+
+
+def _opening(text: str, messages: Sequence[Message]) -> str:
+  """What precedes the words of a first turn that is the assistant's: nobody asked it to speak."""
+  return text[: max(0, text.find(messages[0]["content"].strip()))]
 
 
 def _turn_stop(text: str, start: int, message: Message, turn_end: str, source: str) -> int:
@@ -160,9 +165,8 @@ def _render(messages: Sequence[Message], tokenizer: Any, source: str, ask: bool 
     )
   except jinja2.TemplateError as error:
     raise InputError(f"{source}: the chat template refuses this conversation ({error})") from error
-  assert isinstance(text, str), type(
-    text
-  )  # newer transformers return a BatchEncoding when tokenising
+  # Newer transformers return a BatchEncoding when asked to tokenise; its length is not the text's.
+  assert isinstance(text, str), type(text)
   return text
 
 
@@ -196,8 +200,6 @@ def _one_bos(
   """Exactly one leading BOS, if this tokenizer leads with one at all."""
   if bos_id is None:
     return tokens, response
-  while tokens[:2] == [bos_id, bos_id]:
-    tokens, response = tokens[1:], response[1:]
   if tokens[:1] != [bos_id]:
     tokens, response = [bos_id] + tokens, [False] + response
   return tokens, response

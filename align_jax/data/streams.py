@@ -14,6 +14,7 @@ import grain
 import numpy as np
 
 from align_jax.data.mixture import interleave
+from align_jax.errors import InputError
 
 Regroup = Callable[[np.ndarray, np.random.Generator], list[Any]]
 
@@ -115,12 +116,14 @@ class Windows(grain.IterDataset):
 
 
 class _WindowIterator(grain.DatasetIterator):
-  """Its state is the window and the place in it; the window itself is made again."""
+  """Its state is the window and the place in it, and what they are counted in."""
 
   def __init__(self, windows: Windows):
     super().__init__()
     self._windows = windows
-    self.set_state({"window": 0, "item": 0})
+    stream = windows.stream
+    self._counted = {"records": stream.edges[-1], "seed": stream.seed, "size": windows.size}
+    self._window, self._item, self._elements = 0, 0, None
 
   def __next__(self) -> Any:
     while True:
@@ -134,7 +137,10 @@ class _WindowIterator(grain.DatasetIterator):
       self._window, self._item, self._elements = self._window + 1, 0, None
 
   def get_state(self) -> dict[str, int]:
-    return {"window": self._window, "item": self._item}
+    return {"window": self._window, "item": self._item, **self._counted}
 
   def set_state(self, state: dict[str, int]) -> None:
+    for name, value in self._counted.items():
+      if state[name] != value:
+        raise InputError(f"the data to resume had {name} {state[name]}, this has {value}")
     self._window, self._item, self._elements = state["window"], state["item"], None

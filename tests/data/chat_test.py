@@ -154,6 +154,12 @@ def test_a_literal_prompt_that_ends_in_a_space_keeps_its_tokens(bpe):
   assert said(encoded, tokenizer) == ["yes<eos>"]
 
 
+def test_a_conversation_the_assistant_opens(tokenizer):
+  messages = [{"role": "assistant", "content": "a b"}, *turns("c", "d")]
+  encoded = chat.encode_messages(messages, tokenizer)
+  assert said(encoded, tokenizer) == ["a b <|im_end|>", "d <|im_end|>"]
+
+
 def test_an_empty_answer_is_its_turn_end(tokenizer):
   assert said(chat.encode_messages(turns("a", ""), tokenizer), tokenizer) == ["<|im_end|>"]
 

@@ -5,6 +5,7 @@ import pytest
 
 from align_jax.data import streams
 from align_jax.data.streams import Stream, Windows
+from align_jax.errors import InputError
 
 
 def stream(size=10, *, shuffle=True, total=None, seed=0):
@@ -91,3 +92,15 @@ def test_windows_resume_anywhere():
     assert len(following) == len(elements) - rest
     for a, b in zip(following, elements[rest:]):
       np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+  "options, size, complaint",
+  [({"size": 9}, 6, "records 10, this has 9"), ({"seed": 1}, 6, "seed 0"), ({}, 5, "size 6")],
+)
+def test_other_data_is_not_resumed(options, size, complaint):
+  """[33] The state says what it was counted in."""
+  state = iter(Windows(stream(), 6, lambda indices, rng: [indices])).get_state()
+  other = iter(Windows(stream(**options), size, lambda indices, rng: [indices]))
+  with pytest.raises(InputError, match="the data to resume had " + complaint):
+    other.set_state(state)
