@@ -51,7 +51,7 @@ def reply(config: ChatConfig, loaded: workspace.Loaded, messages, turn: int) -> 
     temperature=config.temperature,
     top_p=config.top_p if config.temperature else None,
     rng=jax.random.fold_in(jax.random.key(config.seed), turn),
-    eos_ids=sampling.eos_ids(loaded.tokenizer),
+    eos_ids=data.stop_ids(loaded.tokenizer),
     pad_id=loaded.tokenizer.pad_token_id,
   )
   return sampling.decode_texts(samples, loaded.tokenizer)[0]
