@@ -58,7 +58,7 @@ class Batching:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Tokenised records and the order they come in; `kept` [K] are the indices of those not dropped."""
+  """Tokenised records and their order; `kept` [K] are the indices of those not dropped."""
 
   records: tuple[Any, ...]
   kept: np.ndarray
