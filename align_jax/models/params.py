@@ -11,8 +11,12 @@ _TOKENS = jax.ShapeDtypeStruct((1, 2), jnp.int32)
 
 def init_params(model: Transformer, rng: jax.Array) -> dict:
   """Random weights: normal of std 1/√fan_in, less in `out` and `down` by √(2 layers)."""
-  tokens = jnp.zeros(_TOKENS.shape, _TOKENS.dtype)
-  return nn.unbox(model.init(rng, tokens)["params"])
+
+  @jax.jit  # so that the forward pass, which only finds the shapes, is never run
+  def init(rng):
+    return nn.unbox(model.init(rng, jnp.zeros(_TOKENS.shape, _TOKENS.dtype))["params"])
+
+  return init(rng)
 
 
 def abstract_params(model: Transformer) -> dict:
