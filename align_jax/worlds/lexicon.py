@@ -76,8 +76,3 @@ def sentences(text: str) -> list[tuple[str, ...]]:
   if current:
     found.append(tuple(current))
   return found
-
-
-def spell(tokens) -> str:
-  """Joins words into text: punctuation sits on the word before it."""
-  return re.sub(r" ([.,?])", r"\1", " ".join(tokens))
