@@ -38,7 +38,7 @@ def microworld_model():
 
 def data(train: str, eval: str | None, *, length: int, batch_size: int):
   config = config_dict.ConfigDict()
-  config.train = train  # a file, a folder, hf:org/name:split, or "microworld:n=..."
+  config.train = train  # a file, a folder, hf:org/name:split, "microworld:n=..."; or "A*2 + B*1"
   config.eval = config_dict.placeholder(str)
   if eval:
     config.eval = eval
@@ -47,6 +47,7 @@ def data(train: str, eval: str | None, *, length: int, batch_size: int):
   config.columns = config_dict.placeholder(str)  # foreign columns: "prompt=instruction+input,chosen=good"
   config.limit = config_dict.placeholder(int)  # at most so many training records
   config.eval_limit = config_dict.placeholder(int)
+  config.invalid = "raise"  # or "skip": bad rows are left out and counted
   config.chat = True  # plain-text prompts are wrapped in the chat template
   config.buckets = config_dict.placeholder(tuple)  # row lengths to choose from
   return config

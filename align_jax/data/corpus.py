@@ -1,6 +1,7 @@
 """Tokenised sequences held flat in memory, and the gathering of rows from them."""
 
 import dataclasses
+import sys
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,7 +68,12 @@ def build(
   """
   kept, tokens, masks = [], [], []
   bar = tqdm.tqdm(
-    records, "tokenising", unit=" records", disable=len(records) <= _QUIET, leave=False
+    records,
+    "tokenising",
+    unit=" records",
+    disable=len(records) <= _QUIET,
+    leave=False,
+    mininterval=0.5 if sys.stderr.isatty() else 10.0,
   )
   for i, record in enumerate(bar):
     sequences = encode(record)

@@ -62,7 +62,7 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
     batches=training,
     eval_objective=objectives.preference_evaluation(model, config.objective, chunk=chunk),
     eval_batches=eval_batches,
-    fingerprint=data.fingerprint(pairs),
+    fingerprint=data.fingerprint(records.all_records(pairs)),
     parents=workspace.parents(policy=(config.model.init, loaded), ref=(config.model.init, loaded)),
     check_first=lambda values: check_identity(config.objective, values),
   )

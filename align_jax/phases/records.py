@@ -44,17 +44,28 @@ def parse_world(source: str) -> WorldSource:
   return WorldSource(**settings)
 
 
-def read(source: str, kind: str, *, columns: str | None = None, limit: int | None = None, chat=True):
+READERS = {
+  "demonstrations": data.read_demonstrations,
+  "preferences": data.read_preferences,
+  "prompts": data.read_prompts,
+}
+
+
+def read(
+  source: str,
+  kind: str,
+  *,
+  columns: str | None = None,
+  limit: int | None = None,
+  chat: bool = True,
+  invalid: str = "raise",
+) -> list:
   """The records of `kind` that `source` names, at most `limit` of them."""
   if is_world(source):
     records = _generate(parse_world(source), kind)
   else:
-    readers = {
-      "demonstrations": data.read_demonstrations,
-      "preferences": data.read_preferences,
-      "prompts": data.read_prompts,
-    }
-    records = readers[kind](source, columns=parse_columns(columns), chat=chat)
+    columns = parse_columns(columns)
+    records = READERS[kind](source, columns=columns, chat=chat, invalid=invalid)
   if not records:
     raise InputError(f"{source!r} holds no records")
   return records[:limit]
@@ -69,12 +80,36 @@ def parse_columns(text: str | None):
 
 
 def read_split(section: DataSection, kind: str):
-  """(training records, held-out records or None) of a data section."""
-  options = {"columns": section.columns, "chat": section.chat}
-  training = read(section.train, kind, limit=section.limit, **options)
+  """(training records or their mixture, held-out records or None) of a data section."""
+  options = {"columns": section.columns, "chat": section.chat, "invalid": section.invalid}
+  parts = {}
+  for part in section.train.split(" + "):
+    source, _, weight = part.partition("*")
+    parts[source] = (read(source, kind, limit=section.limit, **options), weight)
+  if len(parts) == 1:
+    training = next(iter(parts.values()))[0]
+  else:
+    training = _mixture(section.train, parts)
   if section.eval is None:
     return training, None
   return training, read(section.eval, kind, limit=section.eval_limit, **options)
+
+
+def _mixture(text: str, parts) -> data.Mixture:
+  """In the shares given by `*weight`, or in proportion to size where none is given."""
+  given = {source: weight for source, (_, weight) in parts.items() if weight}
+  components = {source: records for source, (records, _) in parts.items()}
+  if not given:
+    return data.mix(components)
+  try:
+    return data.mix(components, weights={source: float(given[source]) for source in parts})
+  except (KeyError, ValueError) as error:
+    raise InputError(f"{text!r}: give every part a weight, as in 'A*2 + B*1', or none") from error
+
+
+def all_records(records) -> list:
+  """A mixture's records one after the other; any other list as it is."""
+  return list(records.records) if isinstance(records, data.Mixture) else records
 
 
 def _generate(source: WorldSource, kind: str):

@@ -52,7 +52,7 @@ def run(config: RewardConfig, path: str, devices) -> None:
     ),
     batches=training,
     eval_batches=eval_batches,
-    fingerprint=data.fingerprint(pairs),
+    fingerprint=data.fingerprint(records.all_records(pairs)),
     parents=workspace.parents(trunk=(config.model.init, loaded)),
   )
   train.run_plan(plan, config, folder, mesh)

@@ -57,12 +57,13 @@ class ModelSection:
 class DataSection:
   """Records, and the rows they become."""
 
-  train: str  # a file, a folder, hf:org/name:split, or "microworld:seed=0,n=1000"
+  train: str  # a file, a folder, hf:org/name:split, "microworld:seed=0,n=1000"; or "A*2 + B*1", a mixture
   length: int  # tokens a row
   batch_size: int  # rows a step, over all hosts
   eval: str | None = None  # held-out records, same formats
   columns: str | None = None  # foreign columns: a known map, or "prompt=instruction+input,chosen=good"
   limit: int | None = None  # at most so many training records
   eval_limit: int | None = None
+  invalid: str = "raise"  # or "skip": bad rows are left out and counted
   chat: bool = True  # plain-text prompts are wrapped in the chat template
   buckets: tuple[int, ...] | None = None  # row lengths to choose from; None pads all to `length`

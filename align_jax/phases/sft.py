@@ -50,7 +50,7 @@ def run(config: SftConfig, path: str, devices) -> None:
     objective=objectives.sft_objective(model, chunk=config.model.logits_chunk),
     batches=training,
     eval_batches=held_out,
-    fingerprint=data.fingerprint(train_records),
+    fingerprint=data.fingerprint(records.all_records(train_records)),
     parents=workspace.parents(init=(config.model.init, loaded)),
   )
   train.run_plan(plan, config, folder, mesh)

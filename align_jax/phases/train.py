@@ -124,6 +124,8 @@ def feedback_batches(config, tokenizer) -> Callable:
 
 def as_feedback(pairs) -> list[data.Feedback]:
   """Every pair as two unpaired records: thumb up for the chosen response, down for the rejected."""
+  if isinstance(pairs, data.Mixture):
+    raise InputError("kto takes pairs of one source, not a mixture")
   soft = next((pair for pair in pairs if pair.label_prob != 1.0), None)
   if soft is not None:
     raise InputError(f"{soft.source}: field 'label_prob' is {soft.label_prob}: a thumb is up or down")
