@@ -96,25 +96,21 @@ def generate(
   if ids.shape != lengths.shape:
     raise InputError(f"there are {len(tokens)} prompts and {ids.size} prompt_ids")
   rows = row_bucket(len(tokens), batch_size)
-  variables = {"params": params} if lora is None else {"params": params, "lora": lora}
+  run = functools.partial(
+    generate_rows,
+    model,
+    {"params": params} if lora is None else {"params": params, "lora": lora},
+    rng=rng,
+    max_new_tokens=max_new_tokens,
+    eos_ids=np.array(eos_ids, np.int32),
+    pad_id=np.int32(pad_id),
+    decoding=decoding,
+  )
   parts = []
   for start in range(0, len(tokens), rows):
-    batch = (tokens[start : start + rows], lengths[start : start + rows], ids[start : start + rows])
-    batch = _fill(*batch, rows)
-    if mesh is not None:
-      batch = sharding.put_batch(batch, mesh)
-    parts.append(
-      generate_rows(
-        model,
-        variables,
-        *batch,
-        rng,
-        max_new_tokens=max_new_tokens,
-        eos_ids=np.array(eos_ids, np.int32),
-        pad_id=np.int32(pad_id),
-        decoding=decoding,
-      )  # fmt: skip
-    )
+    part = slice(start, start + rows)
+    batch = _fill(tokens[part], lengths[part], ids[part], rows)
+    parts.append(run(*(batch if mesh is None else sharding.put_batch(batch, mesh))))
   # One transfer at the end: the device decodes the next group while Python prepares it.
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(tokens)], *jax.device_get(parts))
 
@@ -162,6 +158,19 @@ def _fill(tokens, lengths, ids, rows: int):
   )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """What decoding writes, besides the cache."""
+
+  step: jax.Array  # [] tokens drawn so far
+  tokens: jax.Array  # [B, S]
+  logprobs: jax.Array  # [B, S]
+  sampled: jax.Array  # [B, S] bool
+  ended: jax.Array  # [B] bool: nothing more is written
+  finished: jax.Array  # [B] bool: ended by an EOS
+
+
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens"))
 def generate_rows(
   model: models.Transformer,
@@ -177,55 +186,62 @@ def generate_rows(
   decoding: Decoding,
 ) -> Samples:
   """The compiled part of `generate`: tokens [B, P] padded, lengths [B] (0: no row), ids [B]."""
-  rows, width = tokens.shape
-  size = width + max_new_tokens
+  count, width = tokens.shape
   row_keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(ids)
-  in_prompt = jnp.arange(width) < lengths[:, None]
-  tokens = jnp.where(in_prompt, tokens, pad_id)
-  hidden, cache = _forward(model, variables, models.init_cache(model, rows, size), tokens, None)
-  last = jnp.maximum(lengths - 1, 0)
-  hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+  cache = models.init_cache(model, count, width + max_new_tokens)
+  rows = _start(tokens, lengths, max_new_tokens, pad_id)
+  hidden, cache = _forward(model, variables, cache, rows.tokens[:, :width], None)
+  last = jnp.maximum(lengths - 1, 0)[:, None, None]
 
-  def sample(state, hidden):
-    step, tokens, logprobs, sampled, ended, finished = state
+  def sample(rows, hidden):
     logits = model.apply(variables, hidden[:, 0], method=models.Transformer.unembed)
-    position = lengths + step
+    position = lengths + rows.step
     keys = jax.vmap(jax.random.fold_in)(row_keys, position)
-    token, logprob = draw(keys, logits, decoding)
-    # A row that has ended writes nothing: its index lies outside and is dropped.
-    at = jnp.arange(rows), jnp.where(ended, size, position)
-    is_eos = jnp.isin(token, eos_ids) & ~ended
-    return (
-      step + 1,
-      tokens.at[at].set(token, mode="drop"),
-      logprobs.at[at].set(logprob, mode="drop"),
-      sampled.at[at].set(True, mode="drop"),
-      ended | is_eos,
-      finished | is_eos,
-    )
-
-  def going(carry):
-    (step, *_, ended, _), _ = carry
-    return (step < max_new_tokens) & ~jnp.all(ended)
+    return _write(rows, position, *draw(keys, logits, decoding), eos_ids)
 
   def step(carry):
-    state, cache = carry
-    position = (lengths + state[0] - 1)[:, None]
-    token = jnp.take_along_axis(state[1], position, axis=1)
+    rows, cache = carry
+    position = (lengths + rows.step - 1)[:, None]
+    token = jnp.take_along_axis(rows.tokens, position, axis=1)
     hidden, cache = _forward(model, variables, cache, token, position)
-    return sample(state, hidden), cache
+    return sample(rows, hidden), cache
 
-  state = (
-    jnp.zeros((), jnp.int32),
-    jnp.pad(tokens, ((0, 0), (0, max_new_tokens)), constant_values=pad_id),
-    jnp.zeros((rows, size), jnp.float32),
-    jnp.zeros((rows, size), bool),
-    lengths == 0,
-    jnp.zeros(rows, bool),
+  def going(carry):
+    return (carry[0].step < max_new_tokens) & ~jnp.all(carry[0].ended)
+
+  rows = sample(rows, jnp.take_along_axis(hidden, last, axis=1))
+  rows, _ = jax.lax.while_loop(going, step, (rows, cache))
+  return Samples(rows.tokens, lengths, rows.sampled, rows.logprobs, rows.finished)
+
+
+def _start(tokens, lengths, max_new_tokens: int, pad_id) -> _Rows:
+  count, width = tokens.shape
+  shape = count, width + max_new_tokens
+  prompt = jnp.where(jnp.arange(width) < lengths[:, None], tokens, pad_id)
+  return _Rows(
+    step=jnp.zeros((), jnp.int32),
+    tokens=jnp.pad(prompt, ((0, 0), (0, max_new_tokens)), constant_values=pad_id),
+    logprobs=jnp.zeros(shape, jnp.float32),
+    sampled=jnp.zeros(shape, bool),
+    ended=lengths == 0,
+    finished=jnp.zeros(count, bool),
   )
-  state, _ = jax.lax.while_loop(going, step, (sample(state, hidden), cache))
-  _, tokens, logprobs, sampled, _, finished = state
-  return Samples(tokens, lengths, sampled, logprobs, finished)
+
+
+def _write(rows: _Rows, position, token, logprob, eos_ids) -> _Rows:
+  """The rows with one more token each, at `position` [B]."""
+  # A row that has ended writes nothing: its index lies outside and is dropped.
+  count, size = rows.tokens.shape
+  at = jnp.arange(count), jnp.where(rows.ended, size, position)
+  is_eos = jnp.isin(token, eos_ids) & ~rows.ended
+  return _Rows(
+    rows.step + 1,
+    rows.tokens.at[at].set(token, mode="drop"),
+    rows.logprobs.at[at].set(logprob, mode="drop"),
+    rows.sampled.at[at].set(True, mode="drop"),
+    rows.ended | is_eos,
+    rows.finished | is_eos,
+  )
 
 
 def _forward(model, variables, cache, tokens, positions):
