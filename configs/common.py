@@ -44,7 +44,9 @@ def data(train: str, eval: str | None, *, length: int, batch_size: int):
     config.eval = eval
   config.length = length  # tokens a row
   config.batch_size = batch_size  # rows a step, over all hosts
-  config.columns = config_dict.placeholder(str)  # foreign columns: "prompt=instruction+input,chosen=good"
+  config.columns = config_dict.placeholder(
+    str
+  )  # foreign columns: "prompt=instruction+input,chosen=good"
   config.limit = config_dict.placeholder(int)  # at most so many training records
   config.eval_limit = config_dict.placeholder(int)
   config.invalid = "raise"  # or "skip": bad rows are left out and counted

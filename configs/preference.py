@@ -1,6 +1,6 @@
 """DPO, IPO or KTO from an SFT checkpoint; `--config.objective.name=ipo` picks another objective.
 
-  python -m experiments.preference --config=configs/preference.py --config.model.init=runs/sft --workdir=runs/dpo
+  python -m experiments.preference --workdir=runs/dpo --config.model.init=runs/sft
 
 A setting of the objective left None takes that objective's default; one it does not use is an error.
 """

@@ -1,6 +1,6 @@
 """A Bradley–Terry reward model on the SFT trunk (Ouyang et al. 2022), here on microworld preferences.
 
-  python -m experiments.reward --config=configs/reward.py --config.model.init=runs/sft --workdir=runs/reward
+python -m experiments.reward --config=configs/reward.py --config.model.init=runs/sft --workdir=runs/reward
 """
 
 from ml_collections import config_dict

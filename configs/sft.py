@@ -1,6 +1,6 @@
 """SFT from scratch on the microworld: a 0.8 M model answers its world after about two CPU minutes.
 
-  python -m experiments.sft --config=configs/sft.py --workdir=runs/sft
+python -m experiments.sft --config=configs/sft.py --workdir=runs/sft
 """
 
 from ml_collections import config_dict

@@ -1,6 +1,6 @@
 """Talk to a checkpoint in the terminal; an empty line ends the conversation.
 
-  python -m experiments.chat --config.model=runs/quickstart/dpo
+python -m experiments.chat --config.model=runs/quickstart/dpo
 """
 
 from align_jax import app

@@ -1,6 +1,6 @@
 """Evaluation of a policy or a reward model.
 
-  python -m experiments.evaluate --config=configs/evaluate.py --workdir=runs/dpo
+python -m experiments.evaluate --config=configs/evaluate.py --workdir=runs/dpo
 """
 
 from align_jax import app

@@ -1,6 +1,6 @@
 """Export of a checkpoint to a Hugging Face folder.
 
-  python -m experiments.export --config=configs/export.py --config.model=runs/dpo --workdir=exported/dpo
+python -m experiments.export --config=configs/export.py --config.model=runs/dpo --workdir=exported/dpo
 """
 
 from align_jax import app

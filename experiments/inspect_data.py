@@ -1,7 +1,7 @@
 """Shows records as training sees them: template applied, special tokens and response mask visible.
 
-  python -m experiments.inspect_data --path=pairs.jsonl --format=preference --tokenizer=smollm2
-  python -m experiments.inspect_data --path=microworld:n=5 --tokenizer=microworld
+python -m experiments.inspect_data --path=pairs.jsonl --format=preference --tokenizer=smollm2
+python -m experiments.inspect_data --path=microworld:n=5 --tokenizer=microworld
 """
 
 import sys

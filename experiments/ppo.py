@@ -1,6 +1,6 @@
 """RLHF with PPO against a reward model.
 
-  python -m experiments.ppo --config=configs/ppo.py --workdir=runs/ppo
+python -m experiments.ppo --config=configs/ppo.py --workdir=runs/ppo
 """
 
 from align_jax import app

@@ -1,6 +1,6 @@
 """Direct preference optimisation (DPO, IPO, KTO).
 
-  python -m experiments.preference --config=configs/preference.py --workdir=runs/preference
+python -m experiments.preference --config=configs/preference.py --workdir=runs/preference
 """
 
 from align_jax import app

@@ -1,6 +1,6 @@
 """Reward modelling on preference pairs.
 
-  python -m experiments.reward --config=configs/reward.py --workdir=runs/reward
+python -m experiments.reward --config=configs/reward.py --workdir=runs/reward
 """
 
 from align_jax import app

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on demonstrations.
 
-  python -m experiments.sft --config=configs/sft.py --workdir=runs/sft
+python -m experiments.sft --config=configs/sft.py --workdir=runs/sft
 """
 
 from align_jax import app

@@ -1,8 +1,8 @@
 """Tokenised sequences held flat in memory, and the gathering of rows from them."""
 
 import dataclasses
-import sys
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -82,8 +82,11 @@ def to_svg(found: Graph, lineages: Mapping[str, Lineage]) -> markupsafe.Markup:
   places, height = _places(found)
   width = len(found.layers) * (_BOX[0] + _GAP[0]) - _GAP[0] + 4
   edges = [_edge(places, parent, child, roles) for (parent, child), roles in found.roles.items()]
-  boxes = [_box(places[name, depth], name, lineages.get(name))
-           for depth, layer in enumerate(found.layers) for name in layer]
+  boxes = [
+    _box(places[name, depth], name, lineages.get(name))
+    for depth, layer in enumerate(found.layers)
+    for name in layer
+  ]
   told = "; ".join(f"{child} from {parent}" for parent, child in found.roles)
   return markupsafe.Markup(
     '<svg xmlns="http://www.w3.org/2000/svg" class="lineage" role="img" viewBox="0 0 {w} {h}"'
@@ -144,7 +147,15 @@ def _box(place: tuple[float, float], name: str, entry: Lineage | None) -> markup
     ' stroke-width="1.8"{dash}/><text x="{tx:.0f}" y="{t1:.1f}" class="name" fill="{c}">{title}'
     '</text><text x="{tx:.0f}" y="{t2:.1f}" class="note">{note}</text>'
   ).format(
-    x=x, y=y, w=_BOX[0], h=_BOX[1], c=colour, note=note, tx=x + 12, t1=y + 20, t2=y + 36,
+    x=x,
+    y=y,
+    w=_BOX[0],
+    h=_BOX[1],
+    c=colour,
+    note=note,
+    tx=x + 12,
+    t1=y + 20,
+    t2=y + 36,
     dash=markupsafe.Markup("" if entry else ' stroke-dasharray="5 4"'),
     title=_shortened(plots.title_of(name) if entry else pathlib.Path(name).name),
   )

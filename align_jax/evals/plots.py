@@ -33,7 +33,12 @@ _LOOKS = {
 _SPARE = (("#7a6a00", "v"), ("#2f4b9b", "X"), ("#b02a4c", "<"), ("#1f7a8c", ">"))
 _TITLES = {
   "start": "Start",
-  "sft": "SFT", "reward": "Reward model", "dpo": "DPO", "ipo": "IPO", "kto": "KTO", "ppo": "PPO",
+  "sft": "SFT",
+  "reward": "Reward model",
+  "dpo": "DPO",
+  "ipo": "IPO",
+  "kto": "KTO",
+  "ppo": "PPO",
 }
 _STYLE = {
   "font.family": "DejaVu Sans",
@@ -100,7 +105,7 @@ def objective_of(name: str) -> str:
 def title_of(name: str) -> str:
   """How a run is called in text: "DPO" for "dpo", "DPO beta0.05" for "dpo-beta0.05"."""
   head = objective_of(name)
-  return (_TITLES.get(head, name[: len(head)]) + name[len(head):].replace("-", " ")).strip()
+  return (_TITLES.get(head, name[: len(head)]) + name[len(head) :].replace("-", " ")).strip()
 
 
 def look_of(name: str) -> tuple[str, str]:
@@ -153,8 +158,11 @@ def overview(
   _grouped_rows(behaviour_axes, found)
   behaviour_axes.set_xlabel("share of responses")
   behaviour_axes.set_xlim(-0.02, 1.02)
-  bars = [("reward model", reward.accuracy, True), ("“longer wins”", reward.longer_wins, False),
-          ("gold judge", reward.ceiling, False)]
+  bars = [
+    ("reward model", reward.accuracy, True),
+    ("“longer wins”", reward.longer_wins, False),
+    ("gold judge", reward.ceiling, False),
+  ]
   reward_axes = figure.add_subplot(grid[1, 1])
   _accuracy_rows(reward_axes, [bar for bar in bars if bar[1] is not None], counts=False)
   reward_axes.set_title("")
@@ -163,9 +171,7 @@ def overview(
   return figure
 
 
-def _draw_frontier(
-  axes, evaluations: Mapping[str, PolicyEvaluation]
-) -> dict[str, tuple[str, str]]:
+def _draw_frontier(axes, evaluations: Mapping[str, PolicyEvaluation]) -> dict[str, tuple[str, str]]:
   """Draws the frontier and returns the looks that its legend explains."""
   aligned = {n: e for n, e in evaluations.items() if not e.is_reference}
   _reference_band(axes, next(iter(evaluations.values())))
@@ -210,10 +216,13 @@ def families(evaluations: Mapping[str, PolicyEvaluation]) -> Figure:
   names = [f for f in next(iter(evaluations.values())).families if f != "all"]
   figure = Figure(figsize=(8.6, 0.4 * len(names) + 1.2), layout="constrained")
   axes = figure.add_subplot()
-  _grouped_rows(axes, [
-    (family, {n: e.families.get(family, {}).get("score") for n, e in evaluations.items()})
-    for family in names
-  ])
+  _grouped_rows(
+    axes,
+    [
+      (family, {n: e.families.get(family, {}).get("score") for n, e in evaluations.items()})
+      for family in names
+    ],
+  )
   axes.set_xlabel(f"{_scorer_name(evaluations)} (mean, 95 % interval)")
   _legend(figure, {title_of(n): look_of(n) for n in evaluations}, "outside upper center", 6)
   return figure
@@ -238,7 +247,8 @@ def reward_model(evaluation: RewardEvaluation) -> Figure:
   figure = Figure(figsize=(8.8, 3.4), layout="constrained")
   left, right = figure.subplots(1, 2, width_ratios=(1.55, 1))
   bars = [
-    ("labels", evaluation.accuracy, True), ("gold preference", evaluation.gold_accuracy, True),
+    ("labels", evaluation.accuracy, True),
+    ("gold preference", evaluation.gold_accuracy, True),
     ("labels, chosen longer", evaluation.accuracy_chosen_longer, True),
     ("labels, chosen shorter", evaluation.accuracy_chosen_shorter, True),
     ("“longer wins” on labels", evaluation.longer_wins, False),
@@ -253,7 +263,10 @@ def reward_model(evaluation: RewardEvaluation) -> Figure:
 
 @_styled
 def curves(
-  name: str, metrics: Mapping[str, Series], *, levels: Mapping[str, tuple[float, str]],
+  name: str,
+  metrics: Mapping[str, Series],
+  *,
+  levels: Mapping[str, tuple[float, str]],
   limit: int = 9,
 ) -> Figure | None:
   """Small multiples of a run's metrics: raw values faint, their running mean bold, held-out dotted.
@@ -289,8 +302,14 @@ def _curve_panel(axes, run: str, panel: Panel, metrics, levels) -> None:
     if f"eval/{metric}" in metrics and not several:
       series = metrics[f"eval/{metric}"]
       axes.plot(
-        series.steps, series.values, color=_INK, marker="o", markersize=3.5, linestyle=":",
-        linewidth=1.2, label="held out",
+        series.steps,
+        series.values,
+        color=_INK,
+        marker="o",
+        markersize=3.5,
+        linestyle=":",
+        linewidth=1.2,
+        label="held out",
       )
     if metric in levels:
       value, text = levels[metric]
@@ -309,9 +328,18 @@ def _frontier_runs(axes, head: str, runs: Sequence[PolicyEvaluation]) -> None:
   scores = [run.score for run in runs]
   across = np.abs(roots[:, 1:] - roots[:, :1]).T
   axes.errorbar(
-    roots[:, 0], [s.value for s in scores], xerr=np.nan_to_num(across), yerr=_bars(scores),
-    marker=marker, color=colour, markersize=8, elinewidth=1.4, capsize=3,
-    linestyle="-" if len(runs) > 1 else "none", linewidth=1, zorder=3,
+    roots[:, 0],
+    [s.value for s in scores],
+    xerr=np.nan_to_num(across),
+    yerr=_bars(scores),
+    marker=marker,
+    color=colour,
+    markersize=8,
+    elinewidth=1.4,
+    capsize=3,
+    linestyle="-" if len(runs) > 1 else "none",
+    linewidth=1,
+    zorder=3,
   )
 
 
@@ -321,7 +349,13 @@ def _reference_band(axes, evaluation: PolicyEvaluation) -> None:
     axes.axhspan(score.low, score.high, color=colour, alpha=0.1, linewidth=0)
   axes.axhline(score.value, color=colour, linewidth=1, linestyle=(0, (4, 3)))
   axes.plot(
-    [0], [score.value], marker, color=colour, markersize=8, clip_on=False, zorder=4,
+    [0],
+    [score.value],
+    marker,
+    color=colour,
+    markersize=8,
+    clip_on=False,
+    zorder=4,
   )
 
 
@@ -340,8 +374,14 @@ def _rows(axes, estimates: Mapping[str, Estimate | None], *, names: bool) -> Non
       continue
     colour, marker = look_of(name)
     axes.errorbar(
-      [estimate.value], [row], xerr=_bars([estimate]), fmt=marker, color=colour, markersize=7,
-      elinewidth=1.6, capsize=3,
+      [estimate.value],
+      [row],
+      xerr=_bars([estimate]),
+      fmt=marker,
+      color=colour,
+      markersize=7,
+      elinewidth=1.6,
+      capsize=3,
     )
   axes.set_yticks(range(len(estimates)), map(title_of, estimates) if names else [])
   axes.set_ylim(len(estimates) - 0.5, -0.5)
@@ -357,8 +397,14 @@ def _grouped_rows(axes, rows: Sequence[tuple[str, Mapping[str, Estimate | None]]
         continue
       colour, marker = look_of(name)
       axes.errorbar(
-        [estimate.value], [row + shift], xerr=_bars([estimate]), fmt=marker, color=colour,
-        ecolor=(colour, 0.45), markersize=4.5, elinewidth=1.2,
+        [estimate.value],
+        [row + shift],
+        xerr=_bars([estimate]),
+        fmt=marker,
+        color=colour,
+        ecolor=(colour, 0.45),
+        markersize=4.5,
+        elinewidth=1.2,
       )
   axes.set_yticks(range(len(rows)), [label for label, _ in rows])
   axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -371,8 +417,14 @@ def _accuracy_rows(
   colour, marker = look_of("reward")
   for row, (_, estimate, ours) in enumerate(bars):
     axes.errorbar(
-      [estimate.value], [row], xerr=_bars([estimate]), fmt=marker if ours else "|",
-      color=colour if ours else _INK, markersize=7 if ours else 12, elinewidth=1.6, capsize=3,
+      [estimate.value],
+      [row],
+      xerr=_bars([estimate]),
+      fmt=marker if ours else "|",
+      color=colour if ours else _INK,
+      markersize=7 if ours else 12,
+      elinewidth=1.6,
+      capsize=3,
     )
   axes.axvline(0.5, color=_MUTED, linewidth=1, linestyle=":")
   axes.set_yticks(range(len(bars)), [f"{n} (n = {e.n})" if counts else n for n, e, _ in bars])

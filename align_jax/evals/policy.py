@@ -85,7 +85,8 @@ def by_family(
   for family in ["all", *sorted(set(families))]:
     rows = np.flatnonzero((labels == family) | (family == "all"))
     table[family] = {
-      "score": statistics.mean(scores[rows]), "length": statistics.mean(lengths[rows])
+      "score": statistics.mean(scores[rows]),
+      "length": statistics.mean(lengths[rows]),
     } | _rates([judgements[row] for row in rows] if judgements else [])
   return table
 
@@ -98,14 +99,20 @@ def respond(
   Two policies are so given the same noise: equal weights answer alike, and the paired difference of
   similar ones has less variance.
   """
-  tokens = [
-    data.encode_prompt(prompt, tokenizer, settings.max_prompt_length) for prompt in prompts
-  ]
+  tokens = [data.encode_prompt(prompt, tokenizer, settings.max_prompt_length) for prompt in prompts]
   samples = sampling.generate(
-    policy.model, policy.params, tokens, max_new_tokens=settings.max_new_tokens,
-    temperature=settings.temperature, rng=jax.random.key(settings.seed),
-    eos_ids=data.stop_ids(tokenizer), pad_id=tokenizer.pad_token_id, lora=policy.lora,
-    mesh=mesh, prompt_ids=np.arange(len(tokens)), batch_size=settings.batch_size,
+    policy.model,
+    policy.params,
+    tokens,
+    max_new_tokens=settings.max_new_tokens,
+    temperature=settings.temperature,
+    rng=jax.random.key(settings.seed),
+    eos_ids=data.stop_ids(tokenizer),
+    pad_id=tokenizer.pad_token_id,
+    lora=policy.lora,
+    mesh=mesh,
+    prompt_ids=np.arange(len(tokens)),
+    batch_size=settings.batch_size,
   )
   return Responses(tuple(sampling.decode_texts(samples, tokenizer)), samples)
 
@@ -123,9 +130,17 @@ def response_logprobs(
 
 
 def evaluate_policy(
-  policy: Policy, reference: Policy, prompts: Sequence[Any], tokenizer, scorer: Scorer,
-  settings: SamplingSettings, *, scorer_name: str = "gold", judge: Judge | None = None,
-  reference_responses: Responses | None = None, mesh=None,
+  policy: Policy,
+  reference: Policy,
+  prompts: Sequence[Any],
+  tokenizer,
+  scorer: Scorer,
+  settings: SamplingSettings,
+  *,
+  scorer_name: str = "gold",
+  judge: Judge | None = None,
+  reference_responses: Responses | None = None,
+  mesh=None,
 ) -> tuple[PolicyEvaluation, tuple[Sample, ...]]:
   """Samples both policies on the same prompts, scores both, and reports the paired comparison.
 
@@ -183,7 +198,9 @@ def _kl_to(
   # Both sides are recomputed by one function, so that equal weights give exactly 0: the sampler's
   # own log-probs differ from these by the rounding of another order of summation.
   score = functools.partial(
-    response_logprobs, samples=samples, temperature=settings.temperature,
+    response_logprobs,
+    samples=samples,
+    temperature=settings.temperature,
     batch_size=settings.batch_size,
   )
   return sequence_kl(score(policy), score(reference), np.asarray(samples.response_mask))
@@ -215,6 +232,4 @@ def _row_blocks(rows: int, size: int) -> list[np.ndarray]:
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature"))
 def _token_logprobs(model, variables, tokens: jax.Array, temperature: float) -> jax.Array:
-  return models.token_logprobs(
-    model, variables, tokens, chunk_size=128, temperature=temperature
-  )
+  return models.token_logprobs(model, variables, tokens, chunk_size=128, temperature=temperature)

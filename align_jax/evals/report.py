@@ -108,9 +108,7 @@ def read_metrics(file: pathlib.Path) -> dict[str, plots.Series]:
       if name != "step" and _is_number(value):
         known = value if math.isfinite(value) else math.nan
         columns.setdefault(name, []).append((row["step"], known))
-  return {
-    name: plots.Series(*np.array(pairs, np.float64).T) for name, pairs in columns.items()
-  }
+  return {name: plots.Series(*np.array(pairs, np.float64).T) for name, pairs in columns.items()}
 
 
 def draw(runs: Mapping[str, Run]) -> dict[str, Picture]:
@@ -137,19 +135,26 @@ def draw(runs: Mapping[str, Run]) -> dict[str, Picture]:
     figures.append((f"curves_{name}", figure, f"Training curves of {run.title}"))
   return {
     name: Picture(name, plots.to_png(figure), alt, round(108 * figure.get_figwidth()))
-    for name, figure, alt in figures if figure is not None
+    for name, figure, alt in figures
+    if figure is not None
   }
 
 
 def render(title: str, runs: Mapping[str, Run], pictures: Mapping[str, Picture]) -> str:
   """The page. Every text from outside is escaped by the template."""
   environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True,
-    undefined=jinja2.StrictUndefined, lstrip_blocks=True,
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    lstrip_blocks=True,
   )
   environment.filters |= {
-    "number": _number, "signed": _signed, "percent": _percent, "interval": _interval,
-    "interval_percent": _interval_percent, "title_of": plots.title_of,
+    "number": _number,
+    "signed": _signed,
+    "percent": _percent,
+    "interval": _interval,
+    "interval_percent": _interval_percent,
+    "title_of": plots.title_of,
     "colour": lambda name: plots.look_of(name)[0],
   }
   policies = policy_evaluations(runs)
@@ -229,18 +234,21 @@ def by_family(policies: Mapping[str, PolicyEvaluation]) -> list[dict[str, Any]]:
   for family in dict.fromkeys(f for e in policies.values() for f in e.families):
     cells = {n: e.families.get(family, {}) for n, e in policies.items()}
     if any("correct" in cell for cell in cells.values()):
-      rows.append({
-        "family": "all prompts" if family == "all" else family,
-        "n": next(cell["correct"].n for cell in cells.values() if "correct" in cell),
-        "cells": {name: _cell(cell) for name, cell in cells.items()},
-      })
+      rows.append(
+        {
+          "family": "all prompts" if family == "all" else family,
+          "n": next(cell["correct"].n for cell in cells.values() if "correct" in cell),
+          "cells": {name: _cell(cell) for name, cell in cells.items()},
+        }
+      )
   return rows
 
 
 def _cell(rates: Mapping[str, Estimate]) -> dict[str, Any]:
   others = [
     f"{100 * rates[name].value:.0f} % {name}"
-    for name in _RATES[1:] if name in rates and rates[name].value > 0
+    for name in _RATES[1:]
+    if name in rates and rates[name].value > 0
   ]
   correct = rates["correct"].value if "correct" in rates else math.nan
   return {"correct": correct, "others": others}
@@ -252,7 +260,8 @@ def _parents(
   """What a checkpoint was made from, one entry a parent, with all the roles that it had."""
   return [
     {"name": plots.title_of(parent) if parent in lineages else parent, "roles": ", ".join(roles)}
-    for (parent, child), roles in graph.roles.items() if child == name
+    for (parent, child), roles in graph.roles.items()
+    if child == name
   ]
 
 
@@ -268,8 +277,10 @@ def _gains(aligned: Mapping[str, PolicyEvaluation]) -> list[str]:
   reference = plots.title_of(next(iter(aligned.values())).reference)
   better = [n for n, e in aligned.items() if e.score_gain.low > 0]
   worse = [n for n, e in aligned.items() if e.score_gain.high < 0]
-  told = [f"{len(better)} of {len(aligned)} aligned policies score above {reference} by more than "
-          "their 95 % interval" + (f"; below it: {_names(worse)}" if worse else "") + "."]
+  told = [
+    f"{len(better)} of {len(aligned)} aligned policies score above {reference} by more than "
+    "their 95 % interval" + (f"; below it: {_names(worse)}" if worse else "") + "."
+  ]
   best = max(aligned, key=lambda n: aligned[n].score.value)
   found = aligned[best]
   told.append(

@@ -86,7 +86,8 @@ class RewardEvaluation:
 
 
 def save(
-  folder: str | pathlib.Path, evaluation: PolicyEvaluation | RewardEvaluation,
+  folder: str | pathlib.Path,
+  evaluation: PolicyEvaluation | RewardEvaluation,
   samples: tuple[Sample, ...] = (),
 ) -> None:
   """Writes evaluation.json, and samples.jsonl (one object a prompt) when there are samples."""

@@ -90,7 +90,10 @@ def clustered_mean(
 
 
 def paired_difference(
-  values: npt.ArrayLike, baseline: npt.ArrayLike, *, clusters: Sequence | None = None,
+  values: npt.ArrayLike,
+  baseline: npt.ArrayLike,
+  *,
+  clusters: Sequence | None = None,
   confidence: float = 0.95,
 ) -> Estimate:
   """Mean of values - baseline on the same items, with the error of the differences.
@@ -104,9 +107,7 @@ def paired_difference(
   return clustered_mean(values - baseline, clusters, confidence=confidence)
 
 
-def wilson_interval(
-  successes: float, n: float, *, confidence: float = 0.95
-) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, *, confidence: float = 0.95) -> tuple[float, float]:
   """Wilson's score interval of a proportion, (0, 1) for n = 0.
 
   (p + z²/2n ± z · sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) with p = successes / n.
@@ -143,7 +144,10 @@ def proportion(outcomes: npt.ArrayLike, *, confidence: float = 0.95) -> Estimate
 
 
 def win_rate(
-  scores: npt.ArrayLike, baseline: npt.ArrayLike, *, tolerance: float = 0.0,
+  scores: npt.ArrayLike,
+  baseline: npt.ArrayLike,
+  *,
+  tolerance: float = 0.0,
   confidence: float = 0.95,
 ) -> WinRate:
   """Share of items won against `baseline`, a tie (|difference| <= tolerance) counting half.
@@ -164,8 +168,12 @@ def win_rate(
 
 
 def bootstrap(
-  values: npt.ArrayLike, statistic: Callable[[np.ndarray], float], *, seed: int,
-  resamples: int = 2000, confidence: float = 0.95,
+  values: npt.ArrayLike,
+  statistic: Callable[[np.ndarray], float],
+  *,
+  seed: int,
+  resamples: int = 2000,
+  confidence: float = 0.95,
 ) -> Estimate:
   """Percentile bootstrap of any statistic of rows, e.g. a ratio of two columns.
 
@@ -205,7 +213,8 @@ def calibration_bins(
     parts = [np.flatnonzero(place == b) for b in range(bins)]
   return tuple(
     CalibrationBin(len(part), float(confidences[part].mean()), float(correct[part].mean()))
-    for part in parts if len(part)
+    for part in parts
+    if len(part)
   )
 
 

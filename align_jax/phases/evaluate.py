@@ -82,7 +82,9 @@ def make_scorer(config: EvaluateConfig, mesh):
   """(scorer, judge): the microworld's gold judge, or a reward model without a judge."""
   if config.scorer == "gold":
     if not records.is_world(config.data):
-      raise InputError("scorer 'gold' judges microworld prompts only; use scorer='reward:<workdir>'")
+      raise InputError(
+        "scorer 'gold' judges microworld prompts only; use scorer='reward:<workdir>'"
+      )
     world = worlds.Microworld(seed=records.parse_world(config.data).seed)
     return world.gold_rewards, world.judge
   kind, _, init = config.scorer.partition(":")
@@ -100,7 +102,13 @@ def reward_scorer(loaded: workspace.Loaded, config: EvaluateConfig):
   def score(prompts, responses) -> np.ndarray:
     pairs = [data.Preference(p.prompt, r, r) for p, r in zip(prompts, responses)]
     batches = data.preference_batches(
-      pairs, loaded.tokenizer, length=length, batch_size=config.batch_size, epochs=1, shuffle=False, pad_last=True
+      pairs,
+      loaded.tokenizer,
+      length=length,
+      batch_size=config.batch_size,
+      epochs=1,
+      shuffle=False,
+      pad_last=True,
     )
     rewards, _ = reward_model.pair_rewards(
       loaded.model, {"params": loaded.params}, loaded.head, batches

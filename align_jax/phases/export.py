@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-
 from align_jax import models, sharding
 from align_jax.errors import InputError
 from align_jax.phases import workspace

@@ -29,9 +29,13 @@ class PreferenceConfig:
 
   def __post_init__(self):
     if self.model.init == "scratch":
-      raise InputError("preference optimisation needs a trained model: model.init cannot be scratch")
+      raise InputError(
+        "preference optimisation needs a trained model: model.init cannot be scratch"
+      )
     if self.objective.name == "kto" and self.data.batch_size < 2:
-      raise InputError("kto compares mismatched examples of a batch: data.batch_size must be over 1")
+      raise InputError(
+        "kto compares mismatched examples of a batch: data.batch_size must be over 1"
+      )
     if self.objective.name == "kto" and self.data.buckets:
       raise InputError("data.buckets is not used by the objective 'kto'")
 

@@ -38,7 +38,9 @@ def parse_world(source: str) -> WorldSource:
     try:
       settings[name] = fields[name](text)
     except ValueError as error:
-      raise InputError(f"{source!r}: {name} must be {fields[name].__name__}, not {text!r}") from error
+      raise InputError(
+        f"{source!r}: {name} must be {fields[name].__name__}, not {text!r}"
+      ) from error
   if "n" not in settings:
     raise InputError(f"{source!r} must say how many records: n=...")
   return WorldSource(**settings)

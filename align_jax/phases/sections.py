@@ -28,7 +28,9 @@ class LoraConfig:
 
   def __post_init__(self):
     if self.rank < 0 or self.alpha <= 0 or not self.targets:
-      raise InputError("lora.rank must not be negative, lora.alpha positive, lora.targets not empty")
+      raise InputError(
+        "lora.rank must not be negative, lora.alpha positive, lora.targets not empty"
+      )
 
   @property
   def scale(self) -> float:
@@ -39,7 +41,9 @@ class LoraConfig:
 class ModelSection:
   """Where the weights come from, and how they are computed with."""
 
-  init: str  # "scratch", a name such as "smollm2", a Hugging Face folder, or an earlier phase's workdir
+  init: (
+    str  # "scratch", a name such as "smollm2", a Hugging Face folder, or an earlier phase's workdir
+  )
   scratch: ScratchConfig | None = None  # given exactly when init is "scratch"
   lora: LoraConfig = LoraConfig()
   dtype: str = "float32"  # of activations; weights stay float32
@@ -61,7 +65,9 @@ class DataSection:
   length: int  # tokens a row
   batch_size: int  # rows a step, over all hosts
   eval: str | None = None  # held-out records, same formats
-  columns: str | None = None  # foreign columns: a known map, or "prompt=instruction+input,chosen=good"
+  columns: str | None = (
+    None  # foreign columns: a known map, or "prompt=instruction+input,chosen=good"
+  )
   limit: int | None = None  # at most so many training records
   eval_limit: int | None = None
   invalid: str = "raise"  # or "skip": bad rows are left out and counted

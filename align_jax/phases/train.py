@@ -128,7 +128,9 @@ def as_feedback(pairs) -> list[data.Feedback]:
     raise InputError("kto takes pairs of one source, not a mixture")
   soft = next((pair for pair in pairs if pair.label_prob != 1.0), None)
   if soft is not None:
-    raise InputError(f"{soft.source}: field 'label_prob' is {soft.label_prob}: a thumb is up or down")
+    raise InputError(
+      f"{soft.source}: field 'label_prob' is {soft.label_prob}: a thumb is up or down"
+    )
   return [
     data.Feedback(pair.prompt, text, up, pair.weight, pair.source)
     for pair in pairs

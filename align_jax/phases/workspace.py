@@ -152,9 +152,7 @@ def init_lora(model, lora: LoraConfig, key):
 
 
 def new_lora(model, lora: LoraConfig, mesh, seed: int):
-  init = jax.jit(
-    lambda key: init_lora(model, lora, key), out_shardings=sharding.replicated(mesh)
-  )
+  init = jax.jit(lambda key: init_lora(model, lora, key), out_shardings=sharding.replicated(mesh))
   return init(jax.random.key(seed))
 
 

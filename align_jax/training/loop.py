@@ -34,7 +34,9 @@ class Hooks:
   """What a phase adds to the loop; every hook may be absent."""
 
   evaluate: Callable[[Any], dict[str, float]] | None = None  # params -> {name: value}
-  check_first: Callable[[dict[str, float]], None] | None = None  # raises unless step 0 is as it must be
+  check_first: Callable[[dict[str, float]], None] | None = (
+    None  # raises unless step 0 is as it must be
+  )
 
 
 def fit(

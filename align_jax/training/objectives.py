@@ -104,7 +104,9 @@ def response_scores(model, variables, head, tokens, segment_ids, response_mask) 
   """
   hidden = model.apply(variables, tokens, segment_ids=segment_ids, method="hidden")
   places = jnp.arange(tokens.shape[1])
-  inside = jnp.where(jnp.any(response_mask > 0, axis=1)[:, None], response_mask > 0, segment_ids > 0)
+  inside = jnp.where(
+    jnp.any(response_mask > 0, axis=1)[:, None], response_mask > 0, segment_ids > 0
+  )
   last = jnp.max(jnp.where(inside, places, 0), axis=1)
   at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
   return models.scalar_head(head, at_last)[:, 0]
@@ -115,9 +117,7 @@ def reward_variables(trainable, frozen) -> dict[str, Any]:
   return policy_variables(trainable["lora" if "base" in frozen else "trunk"], frozen)
 
 
-def reward_objective(
-  model, *, centering: float = 0.0, label_smoothing: float = 0.0
-) -> Objective:
+def reward_objective(model, *, centering: float = 0.0, label_smoothing: float = 0.0) -> Objective:
   """Bradley–Terry on pairs, plus `centering · (r⁺ + r⁻)²`, which pins the free constant.
 
   Reference: Ouyang et al. 2022 (2203.02155); centring as in Eisenstein et al. 2023 (2312.09244).
@@ -212,7 +212,9 @@ def _feedback_objective(model, config: PreferenceConfig, chunk: int | None) -> O
   return objective
 
 
-def preference_evaluation(model, config: PreferenceConfig, *, chunk: int | None = None) -> Objective:
+def preference_evaluation(
+  model, config: PreferenceConfig, *, chunk: int | None = None
+) -> Objective:
   """Metrics on held-out pairs; KTO has no loss of pairs, so only its rewards are reported there."""
   if config.name != "kto":
     return _pair_objective(model, config, chunk)

@@ -53,6 +53,4 @@ def create_state(params, tx: optax.GradientTransformation, seed: int, mesh) -> T
 
 def abstract_state(state):
   """The shapes, types and shardings of a state: what a checkpoint is restored into."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-  )
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

@@ -14,15 +14,29 @@ def evaluation(name, score, kl):
   spread = statistics.Estimate(kl, 0.1, 0.81 * kl, 1.21 * kl, 100)
   rate = {"score": point, "correct": statistics.proportion([1, 0, 1])}
   return PolicyEvaluation(
-    policy=name, reference="sft", scorer="gold", n=100, seed=0, temperature=1.0, max_new_tokens=8,
-    score=point, reference_score=base, score_gain=point, kl=spread, kl_k3=spread, length=point,
-    win_rate=statistics.win_rate([1.0], [0.0]), reference_length=base, finished=rate["correct"],
+    policy=name,
+    reference="sft",
+    scorer="gold",
+    n=100,
+    seed=0,
+    temperature=1.0,
+    max_new_tokens=8,
+    score=point,
+    reference_score=base,
+    score_gain=point,
+    kl=spread,
+    kl_k3=spread,
+    length=point,
+    win_rate=statistics.win_rate([1.0], [0.0]),
+    reference_length=base,
+    finished=rate["correct"],
     families={"all": rate, "facts": rate, "lists": rate},
   )
 
 
 EVALUATIONS = {
-  "sft": evaluation("sft", 1.0, 0.0), "dpo": evaluation("dpo", 1.5, 4.0),
+  "sft": evaluation("sft", 1.0, 0.0),
+  "dpo": evaluation("dpo", 1.5, 4.0),
   "ppo": evaluation("ppo", 1.8, 9.0),
 }
 
@@ -51,8 +65,11 @@ def _segments(collection):
 
 def test_a_sweep_of_one_objective_is_joined_in_the_order_of_its_kl():
   sweep = {f"dpo-beta{b}": evaluation("x", s, k) for b, s, k in ((1, 1.8, 9.0), (2, 1.5, 4.0))}
-  line = next(l for l in plots.frontier(sweep).axes[0].lines if len(l.get_xdata()) == 2
-              and l.get_marker() == plots.look_of("dpo")[1])
+  line = next(
+    l
+    for l in plots.frontier(sweep).axes[0].lines
+    if len(l.get_xdata()) == 2 and l.get_marker() == plots.look_of("dpo")[1]
+  )
   np.testing.assert_allclose(line.get_xydata(), [[2.0, 1.5], [3.0, 1.8]])
 
 
@@ -79,7 +96,8 @@ def test_curves_show_raw_values_their_mean_and_held_out_ones():
   steps = np.arange(100.0)
   values = np.where(steps == 7, np.nan, steps)
   figure = plots.curves(
-    "dpo", {"loss": Series(steps, values), "eval/loss": Series(steps[::50], steps[::50])},
+    "dpo",
+    {"loss": Series(steps, values), "eval/loss": Series(steps[::50], steps[::50])},
     levels={"loss": (0.5, "chance")},
   )
   (axes,) = figure.axes
@@ -97,9 +115,14 @@ def test_an_all_nan_curve_draws_nothing_but_does_not_fail():
   assert pixels(plots.curves("ppo", {"loss": nothing}, levels={}))
 
 
-@pytest.mark.parametrize("draw", [
-  plots.families, plots.lengths, lambda e: plots.behaviour(e, ["correct"]),
-])
+@pytest.mark.parametrize(
+  "draw",
+  [
+    plots.families,
+    plots.lengths,
+    lambda e: plots.behaviour(e, ["correct"]),
+  ],
+)
 def test_other_figures_name_their_units(draw):
   figure = draw(EVALUATIONS)
   assert all(axes.get_xlabel() for axes in figure.axes)
@@ -122,8 +145,11 @@ def test_the_overview_is_the_frontier_beside_the_judge_and_the_reward_model():
 def test_the_reward_figure_marks_the_ceiling():
   margins = np.array([1.0, 2.0, -0.5, 3.0])
   found = reward_model.evaluate_pairs(
-    margins, 0 * margins, chosen_lengths=np.array([1, 2, 3, 4]),
-    rejected_lengths=np.array([2, 2, 2, 2]), gold_margins=np.array([1.0, 1.0, 1.0, -1.0]),
+    margins,
+    0 * margins,
+    chosen_lengths=np.array([1, 2, 3, 4]),
+    rejected_lengths=np.array([2, 2, 2, 2]),
+    gold_margins=np.array([1.0, 1.0, 1.0, -1.0]),
   )
   left, right = plots.reward_model(found).axes
   assert any(np.allclose(line.get_xdata(), 0.75) for line in left.lines)  # the gold judge: 3 of 4

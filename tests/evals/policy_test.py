@@ -19,8 +19,15 @@ def ground():
   world = worlds.Microworld()
   tokenizer = world.tokenizer()
   config = models.ModelConfig(
-    vocab_size=len(tokenizer), embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
-    mlp_dim=16, max_length=128, tie_embeddings=True,
+    vocab_size=len(tokenizer),
+    embed_dim=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    mlp_dim=16,
+    max_length=128,
+    tie_embeddings=True,
   )
   model = models.Transformer(config)
 

@@ -25,11 +25,22 @@ def policy_evaluation(name, gain, kl):
   length = statistics.mean(rng.integers(5, 15, PROMPTS))
   rates = {"score": statistics.mean(scores), "correct": statistics.proportion(scores > 1)}
   return results.PolicyEvaluation(
-    policy=name, reference="sft", scorer="gold", n=PROMPTS, seed=0, temperature=1.0,
-    max_new_tokens=24, score=statistics.mean(scores), reference_score=statistics.mean(base),
-    score_gain=statistics.paired_difference(scores, base), length=length, reference_length=length,
-    win_rate=statistics.win_rate(scores, base), kl=statistics.mean(np.full(PROMPTS, kl)),
-    kl_k3=statistics.mean(np.full(PROMPTS, kl)), finished=statistics.proportion([1] * PROMPTS),
+    policy=name,
+    reference="sft",
+    scorer="gold",
+    n=PROMPTS,
+    seed=0,
+    temperature=1.0,
+    max_new_tokens=24,
+    score=statistics.mean(scores),
+    reference_score=statistics.mean(base),
+    score_gain=statistics.paired_difference(scores, base),
+    length=length,
+    reference_length=length,
+    win_rate=statistics.win_rate(scores, base),
+    kl=statistics.mean(np.full(PROMPTS, kl)),
+    kl_k3=statistics.mean(np.full(PROMPTS, kl)),
+    finished=statistics.proportion([1] * PROMPTS),
     families={"all": rates, "facts": rates, "lists": rates},
   )
 
@@ -52,9 +63,13 @@ def write_phase(root, name, parents=(), step=100):
   rows[3]["loss"] = math.nan
   (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   lineage = {
-    "phase": name, "workdir": str(folder), "step": step, "git_revision": "abc",
+    "phase": name,
+    "workdir": str(folder),
+    "step": step,
+    "git_revision": "abc",
     "parents": [{"role": r, "path": str(root / p), "step": 100} for r, p in parents],
-    "data_fingerprint": "123", "command": f"python -m experiments.{name} --config.note='{NASTY}'",
+    "data_fingerprint": "123",
+    "command": f"python -m experiments.{name} --config.note='{NASTY}'",
   }
   (folder / "lineage.json").write_text(json.dumps(lineage))
 
@@ -63,15 +78,22 @@ def write_phase(root, name, parents=(), step=100):
 def root(tmp_path_factory):
   root = tmp_path_factory.mktemp("runs") / "first & only"
   for name in ("ppo", "ipo", "dpo", "sft"):
-    given = {"sft": [], "dpo": [("policy", "sft")], "ipo": [("policy", "sft")],
-             "ppo": [("policy", "sft"), ("score", "reward")]}
+    given = {
+      "sft": [],
+      "dpo": [("policy", "sft")],
+      "ipo": [("policy", "sft")],
+      "ppo": [("policy", "sft"), ("score", "reward")],
+    }
     write_phase(root, name, given[name])
     gain, kl = {"sft": (0, 0), "dpo": (0.5, 4), "ipo": (0.01, 1), "ppo": (-0.4, 9)}[name]
     results.save(root / name, policy_evaluation(name, gain, kl), samples(name))
   write_phase(root, "reward", [("trunk", "sft")])
   margins = np.random.default_rng(1).normal(0.5, 1.0, 200)
   pairs = reward_model.evaluate_pairs(
-    margins, 0 * margins, chosen_lengths=np.arange(200), gold_margins=margins + 0.2,
+    margins,
+    0 * margins,
+    chosen_lengths=np.arange(200),
+    gold_margins=margins + 0.2,
     rejected_lengths=np.full(200, 100),
   )
   results.save(root / "reward", pairs)
@@ -174,9 +196,19 @@ def test_samples_stand_side_by_side_and_are_chosen_by_place(root):
 def test_the_pictures_lie_beside_the_page(root, page):
   pictures = sorted(file.name for file in root.glob("report_*.png"))
   assert pictures == sorted(
-    f"report_{name}.png" for name in (
-      "behaviour", "curves_dpo", "curves_ipo", "curves_ppo", "curves_reward", "curves_sft",
-      "families", "frontier", "lengths", "overview", "reward_model",
+    f"report_{name}.png"
+    for name in (
+      "behaviour",
+      "curves_dpo",
+      "curves_ipo",
+      "curves_ppo",
+      "curves_reward",
+      "curves_sft",
+      "families",
+      "frontier",
+      "lengths",
+      "overview",
+      "reward_model",
     )
   )
   for name in pictures:
@@ -216,8 +248,14 @@ def test_what_cannot_be_reported_is_named(tmp_path):
 
 @pytest.mark.parametrize(
   "value, shown",
-  [(0.0, "0"), (-0.25, "−0.25"), (12.345, "12.3"), (0.0123, "0.012"), (2345.6, "2,346"),
-   (math.nan, "–")],
+  [
+    (0.0, "0"),
+    (-0.25, "−0.25"),
+    (12.345, "12.3"),
+    (0.0123, "0.012"),
+    (2345.6, "2,346"),
+    (math.nan, "–"),
+  ],
 )
 def test_numbers_are_shown_as_people_write_them(value, shown):
   assert report._number(value) == shown

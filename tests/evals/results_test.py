@@ -13,16 +13,36 @@ ESTIMATE = statistics.mean([1.0, 2.0, 4.0])
 UNKNOWN = statistics.mean([1.0])
 WIN = statistics.win_rate([1.0, 2.0, 4.0], [0.0, 2.0, 5.0])
 POLICY = results.PolicyEvaluation(
-  policy="dpo", reference="sft", scorer="gold", n=3, seed=0, temperature=1.0, max_new_tokens=8,
-  score=ESTIMATE, reference_score=ESTIMATE, score_gain=ESTIMATE, win_rate=WIN, kl=ESTIMATE,
-  kl_k3=ESTIMATE, length=ESTIMATE, reference_length=ESTIMATE,
-  finished=statistics.proportion([1, 1, 0]), families={"facts": {"score": ESTIMATE}},
+  policy="dpo",
+  reference="sft",
+  scorer="gold",
+  n=3,
+  seed=0,
+  temperature=1.0,
+  max_new_tokens=8,
+  score=ESTIMATE,
+  reference_score=ESTIMATE,
+  score_gain=ESTIMATE,
+  win_rate=WIN,
+  kl=ESTIMATE,
+  kl_k3=ESTIMATE,
+  length=ESTIMATE,
+  reference_length=ESTIMATE,
+  finished=statistics.proportion([1, 1, 0]),
+  families={"facts": {"score": ESTIMATE}},
 )
 REWARD = results.RewardEvaluation(
-  n=2, accuracy=statistics.proportion([1, 0]), ceiling=None, gold_accuracy=None,
-  accuracy_chosen_longer=statistics.proportion([1]), length_correlation=None,
-  accuracy_chosen_shorter=statistics.proportion([0]), longer_wins=statistics.proportion([1, 0]),
-  margin=ESTIMATE, calibration_error=0.1, brier=0.2,
+  n=2,
+  accuracy=statistics.proportion([1, 0]),
+  ceiling=None,
+  gold_accuracy=None,
+  accuracy_chosen_longer=statistics.proportion([1]),
+  length_correlation=None,
+  accuracy_chosen_shorter=statistics.proportion([0]),
+  longer_wins=statistics.proportion([1, 0]),
+  margin=ESTIMATE,
+  calibration_error=0.1,
+  brier=0.2,
   calibration=statistics.calibration_bins([0.6, 0.9], [1, 0]),
 )
 
@@ -45,7 +65,8 @@ def test_an_unknown_interval_is_null_on_disk_and_nan_again_in_memory(tmp_path):
 def test_samples_keep_their_text_and_an_unscored_one_its_nan(tmp_path):
   prompt = ({"role": "user", "content": "naïve <b>\n\u2028"},)
   samples = (
-    results.Sample(prompt, "yes", 1.5, "facts"), results.Sample(prompt, "", math.nan, "lists")
+    results.Sample(prompt, "yes", 1.5, "facts"),
+    results.Sample(prompt, "", math.nan, "lists"),
   )
   results.save(tmp_path, POLICY, samples)
   first, second = results.load_samples(tmp_path)

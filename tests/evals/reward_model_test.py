@@ -12,8 +12,11 @@ def evaluate(margins, extra_length=None, gold=None):
   margins = np.asarray(margins, float)
   extra = np.zeros_like(margins) if extra_length is None else np.asarray(extra_length)
   return reward_model.evaluate_pairs(
-    margins, np.zeros_like(margins), chosen_lengths=10 + extra,
-    rejected_lengths=np.full_like(margins, 10), gold_margins=gold,
+    margins,
+    np.zeros_like(margins),
+    chosen_lengths=10 + extra,
+    rejected_lengths=np.full_like(margins, 10),
+    gold_margins=gold,
   )
 
 

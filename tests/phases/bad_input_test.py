@@ -13,7 +13,8 @@ import grain
 import jax
 import pytest
 import transformers
-from tokenizers import Tokenizer, models as tokenizer_models
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
 
 from align_jax import config as config_lib
 from align_jax.errors import InputError
@@ -34,6 +35,9 @@ PHASES = {
   "ppo": (ppo.run, ppo.PpoConfig, ppo_config),
   "evaluate": (evaluate.run, evaluate.EvaluateConfig, evaluate_config),
 }
+TEMPLATE = (
+  "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
+)
 GOOD = {"prompt": "say hi", "chosen": "hi", "rejected": "no"}
 
 
@@ -78,10 +82,19 @@ FILES = {
   "missing field": ([GOOD, GOOD, {"prompt": "a", "chosen": "b"}], r"pairs.jsonl:3: .*'rejected'"),
   "wrong type": ([GOOD | {"chosen": 7}], r"pairs.jsonl:1: .*'chosen'"),
   "empty file": ([], r"pairs.jsonl.* (empty|no records)"),
-  "NaN weight": (['{"prompt": "a", "chosen": "b", "rejected": "c", "weight": NaN}'], r"pairs.jsonl:1: .*'weight'"),
-  "unknown role": ([GOOD | {"prompt": [{"role": "boss", "content": "x"}]}], r"pairs.jsonl:1: .*'boss'"),
+  "NaN weight": (
+    ['{"prompt": "a", "chosen": "b", "rejected": "c", "weight": NaN}'],
+    r"pairs.jsonl:1: .*'weight'",
+  ),
+  "unknown role": (
+    [GOOD | {"prompt": [{"role": "boss", "content": "x"}]}],
+    r"pairs.jsonl:1: .*'boss'",
+  ),
   "label_prob out of range": ([GOOD | {"label_prob": 1.5}], r"pairs.jsonl:1: .*'label_prob'"),
-  "misspelt field": ([{"prompt": "a", "chosne": "b", "rejected": "c"}], r"pairs.jsonl:1: .*'chosne'.*'chosen'"),
+  "misspelt field": (
+    [{"prompt": "a", "chosne": "b", "rejected": "c"}],
+    r"pairs.jsonl:1: .*'chosne'.*'chosen'",
+  ),
   "not an object": (["[1, 2]"], r"pairs.jsonl:1: "),
 }
 
@@ -173,7 +186,9 @@ def phase_folder(tmp_path, kind="policy", **model):
 def test_phase_without_checkpoint(tmp_path):
   folder = phase_folder(tmp_path)
   shutil.copytree(hf_folder(tmp_path, {}), folder / "tokenizer")
-  fails("holds no checkpoint", "preference", tmp_path, **two_pairs(tmp_path), model__init=str(folder))
+  fails(
+    "holds no checkpoint", "preference", tmp_path, **two_pairs(tmp_path), model__init=str(folder)
+  )
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +204,11 @@ def test_checkpoint_of_another_model(tmp_path, tiny_state):
   store.close()
   shutil.copytree(hf_folder(tmp_path, {}), folder / "tokenizer")
   fails(
-    "does not hold the parameters of this model", "preference", tmp_path,
-    **two_pairs(tmp_path), model__init=str(folder),
+    "does not hold the parameters of this model",
+    "preference",
+    tmp_path,
+    **two_pairs(tmp_path),
+    model__init=str(folder),
   )
 
 
@@ -199,7 +217,11 @@ def two_pairs(tmp_path):
   return {"data__train": file, "data__batch_size": 2, "data__eval": None}
 
 
-def hf_folder(tmp_path, config, template="{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"):
+def hf_folder(
+  tmp_path,
+  config,
+  template="{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}",
+):
   folder = tmp_path / "hf"
   folder.mkdir()
   (folder / "config.json").write_text(json.dumps(config))
@@ -220,8 +242,12 @@ def test_unsupported_architecture(tmp_path):
 def test_tokenizer_without_template(tmp_path):
   folder = hf_folder(tmp_path, {}, template=None)
   fails(
-    "chat template", "sft", tmp_path,
-    model__scratch__tokenizer=folder, data__train=demonstrations(tmp_path), data__eval=None,
+    "chat template",
+    "sft",
+    tmp_path,
+    model__scratch__tokenizer=folder,
+    data__train=demonstrations(tmp_path),
+    data__eval=None,
   )
 
 
@@ -248,7 +274,13 @@ def test_records_that_are_read_are_those_of_the_file(tmp_path):
 )
 def test_command_line_answers_in_a_sentence(tmp_path, arguments, message):
   """Exit status is not 0, and no traceback."""
-  command = [sys.executable, "-m", "experiments.preference", f"--workdir={tmp_path}/run", *arguments]
+  command = [
+    sys.executable,
+    "-m",
+    "experiments.preference",
+    f"--workdir={tmp_path}/run",
+    *arguments,
+  ]
   environment = os.environ | {"JAX_PLATFORMS": "cpu"}
   done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
   assert done.returncode != 0

@@ -124,9 +124,7 @@ def test_exported_policy_loads_as_a_plain_model(finished, tmp_path):
 
 def test_reward_model_is_not_exported_or_trained_as_a_policy(finished, tmp_path):
   with pytest.raises(InputError, match="reward model"):
-    export.run(
-      export.ExportConfig(str(finished[0] / "reward")), str(tmp_path), jax.devices()[:1]
-    )
+    export.run(export.ExportConfig(str(finished[0] / "reward")), str(tmp_path), jax.devices()[:1])
 
 
 def test_with_lora_on_eight_devices(finished, tmp_path):

@@ -42,9 +42,11 @@ def batches():
   rows = [{"x": rng.normal(size=3), "y": rng.normal()} for _ in range(ROWS * EPOCH)]
   rows = [{k: np.float32(v) for k, v in row.items()} for row in rows]
   return iter(
-    grain.MapDataset.source(rows).shuffle(seed=0).repeat().batch(ROWS).to_iter_dataset(
-      grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    )
+    grain.MapDataset.source(rows)
+    .shuffle(seed=0)
+    .repeat()
+    .batch(ROWS)
+    .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
   )
 
 

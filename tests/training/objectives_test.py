@@ -7,7 +7,7 @@ import pytest
 
 from align_jax import models
 from align_jax.errors import InputError
-from align_jax.training import objectives, step
+from align_jax.training import objectives
 from align_jax.training.metrics import to_floats
 
 KEY = jax.random.key(0)
@@ -17,7 +17,10 @@ def feedback_of(pairs):
   """The pair batch as a feedback batch; the mismatched response is the next row's."""
   flat = {k: pairs[k].reshape(16, 16) for k in ("tokens", "segment_ids", "response_mask")}
   other = {f"mismatched_{k}": np.roll(v, 2, axis=0) for k, v in flat.items()}
-  ones = {"is_desirable": np.tile([1.0, 0.0], 8).astype(np.float32), "weight": np.ones(16, np.float32)}
+  ones = {
+    "is_desirable": np.tile([1.0, 0.0], 8).astype(np.float32),
+    "weight": np.ones(16, np.float32),
+  }
   return flat | other | ones
 
 
@@ -64,7 +67,9 @@ def test_beta_is_applied_once(tiny_model, tiny_pairs):
 
   def logps(p):
     tokens = tiny_pairs["tokens"].reshape(16, 16)
-    logits = model.apply({"params": p}, tokens, segment_ids=tiny_pairs["segment_ids"].reshape(16, 16))
+    logits = model.apply(
+      {"params": p}, tokens, segment_ids=tiny_pairs["segment_ids"].reshape(16, 16)
+    )
     scores = np.asarray(jax.nn.log_softmax(logits))
     mask = tiny_pairs["response_mask"].reshape(16, 16)
     return np.array(
@@ -76,7 +81,9 @@ def test_beta_is_applied_once(tiny_model, tiny_pairs):
   _, metrics = dpo(model, beta=0.5)(params, {"ref": ref}, tiny_pairs, KEY)
   values = to_floats(metrics)
   np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
-  np.testing.assert_allclose(values["rewards/margin"], 0.5 * (ratio[:, 0] - ratio[:, 1]).mean(), rtol=1e-4)
+  np.testing.assert_allclose(
+    values["rewards/margin"], 0.5 * (ratio[:, 0] - ratio[:, 1]).mean(), rtol=1e-4
+  )
 
 
 def test_chunked_head_changes_nothing(tiny_model, tiny_pairs):
@@ -118,7 +125,10 @@ def test_score_is_read_at_the_last_response_token(tiny_model):
   scores = objectives.response_scores(model, variables, head, tokens, segments, mask)
   all_scores = models.scalar_head(head, model.apply(variables, tokens, method="hidden"))
   np.testing.assert_allclose(scores, [all_scores[0, 3], all_scores[1, 5]], rtol=1e-5)
-  padded = [np.pad(x, ((0, 0), (0, 7)), constant_values=v) for x, v in ((tokens, 2), (segments, 0), (mask, 0))]
+  padded = [
+    np.pad(x, ((0, 0), (0, 7)), constant_values=v)
+    for x, v in ((tokens, 2), (segments, 0), (mask, 0))
+  ]
   wide = objectives.response_scores(model, variables, head, *padded)
   np.testing.assert_allclose(wide, scores, rtol=1e-5)
   alone = objectives.response_scores(model, variables, head, tokens[:1], segments[:1], mask[:1])
@@ -175,7 +185,10 @@ def test_sft_loss_ignores_prompt_padding_and_segment_starts(tiny_model):
   model, params = tiny_model
   rng = np.random.default_rng(0)
   a, b = rng.integers(1, 64, 6), rng.integers(1, 64, 5)
-  mask_a, mask_b = np.array([0, 0, 1, 1, 1, 1]), np.array([1, 0, 1, 1, 1])  # 1 at b's start: no one predicts it
+  mask_a, mask_b = (
+    np.array([0, 0, 1, 1, 1, 1]),
+    np.array([1, 0, 1, 1, 1]),
+  )  # 1 at b's start: no one predicts it
 
   def rows(*parts):
     """Each part a list of (tokens, mask) packed into one row of 12."""

@@ -12,7 +12,9 @@ from align_jax.training.optimizer import OptimizerConfig, make_optimizer, make_s
 def test_schedules_at_their_corners():
   config = OptimizerConfig(learning_rate=1.0, warmup_fraction=0.1, final_fraction=0.1)
   cosine = make_schedule(config, 100)
-  np.testing.assert_allclose([cosine(0), cosine(10), cosine(55), cosine(100)], [0.1, 1, 0.55, 0.1], rtol=1e-6)
+  np.testing.assert_allclose(
+    [cosine(0), cosine(10), cosine(55), cosine(100)], [0.1, 1, 0.55, 0.1], rtol=1e-6
+  )
   linear = make_schedule(OptimizerConfig(1.0, schedule="linear", warmup_fraction=0.0), 10)
   np.testing.assert_allclose([linear(0), linear(5), linear(10)], [1.0, 0.55, 0.1], rtol=1e-6)
   constant = make_schedule(OptimizerConfig(0.5, schedule="constant", warmup_fraction=0.0), 10)
@@ -29,8 +31,10 @@ def test_weight_decay_leaves_vectors_alone():
   tx = make_optimizer(config, 10)
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(zeros, tx.init(params), params)
-  moved = {jax.tree_util.keystr(k): bool(jnp.any(u != 0))
-           for k, u in jax.tree_util.tree_leaves_with_path(updates)}
+  moved = {
+    jax.tree_util.keystr(k): bool(jnp.any(u != 0))
+    for k, u in jax.tree_util.tree_leaves_with_path(updates)
+  }
   assert moved == {
     "['embedding']": True,
     "['final_norm']": False,
@@ -50,7 +54,12 @@ def test_gradients_are_clipped_by_global_norm():
 
 @pytest.mark.parametrize(
   "change",
-  [{"name": "adan"}, {"schedule": "cosin"}, {"learning_rate": 0.0}, {"name": "sgd", "weight_decay": 0.1}],
+  [
+    {"name": "adan"},
+    {"schedule": "cosin"},
+    {"learning_rate": 0.0},
+    {"name": "sgd", "weight_decay": 0.1},
+  ],
 )
 def test_unusable_settings_are_errors(change):
   with pytest.raises(InputError):

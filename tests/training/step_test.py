@@ -36,9 +36,7 @@ def train(model, params, batch, mesh, *, steps=STEPS, accumulate=1, ref=None, tx
   ref = jax.tree.map(lambda x: x * 0.9, params) if ref is None else ref
   run_state = state.create_state(place(params, model, mesh), tx, 0, mesh)
   frozen = {"ref": place(ref, model, mesh)}
-  run = step.make_train_step(
-    objectives.preference_objective(model, DPO), tx, accumulate=accumulate
-  )
+  run = step.make_train_step(objectives.preference_objective(model, DPO), tx, accumulate=accumulate)
   losses = []
   for _ in range(steps):
     run_state, metrics = run(run_state, frozen, sharding.put_batch(batch, mesh))
@@ -97,8 +95,11 @@ def test_moments_are_sharded_as_their_parameters(tiny_model):
   model, params = tiny_model
   mesh = mesh_of(data=1, fsdp=4, tensor=2)
   made = state.create_state(place(params, model, mesh), ADAM, 0, mesh)
-  adam = next(s for s in jax.tree.leaves(made.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
-              if hasattr(s, "mu"))
+  adam = next(
+    s
+    for s in jax.tree.leaves(made.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+    if hasattr(s, "mu")
+  )
   split = 0
   for moments in (adam.mu, adam.nu):
     for p, m in zip(jax.tree.leaves(made.params), jax.tree.leaves(moments)):
@@ -150,7 +151,8 @@ def test_every_entry_point_lowers_from_shapes_alone(tiny_model, tiny_pairs):
   abstract = models.abstract_params(model)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tiny_pairs)
   run_state = jax.eval_shape(
-    lambda p: state.TrainState(jnp.zeros((), jnp.int32), p, ADAM.init(p), jax.random.key(0)), abstract
+    lambda p: state.TrainState(jnp.zeros((), jnp.int32), p, ADAM.init(p), jax.random.key(0)),
+    abstract,
   )
   objective = objectives.preference_objective(model, DPO)
   run = functools.partial(step.train_step, objective=objective, tx=ADAM)
