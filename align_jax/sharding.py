@@ -95,7 +95,9 @@ def put_batch(batch, mesh: Mesh):
   def put(x):
     x = np.asarray(x)
     if (x.shape[0] * jax.process_count()) % ways:
-      raise InputError(f"a batch of {x.shape[0]} rows a host cannot be split {ways} ways (data x fsdp)")
+      raise InputError(
+        f"a batch of {x.shape[0]} rows a host cannot be split {ways} ways (data x fsdp)"
+      )
     return jax.make_array_from_process_local_data(sharding, x)
 
   return jax.tree.map(put, batch)

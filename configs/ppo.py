@@ -1,6 +1,6 @@
 """PPO as in InstructGPT (Ouyang et al. 2022) from an SFT checkpoint and a reward model, on the microworld.
 
-python -m experiments.ppo --config=configs/ppo.py --config.model.init=runs/sft --config.reward_model=runs/reward --workdir=runs/ppo
+  python -m experiments.ppo --workdir=runs/ppo --config.model.init=runs/sft --config.reward_model=runs/reward
 """
 
 from ml_collections import config_dict

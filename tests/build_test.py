@@ -40,7 +40,7 @@ def evaluate_build():
   nothing = dict.fromkeys(("load", "package", "licenses", "exports_files"), lambda *a, **k: None)
   source = (ROOT / "BUILD").read_text()
   ast.parse(source)
-  exec(compile(source, "BUILD", "exec"), names | nothing | {"glob": glob})  # noqa: S102
+  exec(compile(source, "BUILD", "exec"), names | nothing | {"glob": glob})
   return targets
 
 
@@ -72,7 +72,9 @@ def test_version_is_read_from_the_package():
 def test_import_of_the_package_imports_nothing_heavy():
   """`import align_jax` costs nothing next to `import jax`: it does not even import it."""
   code = "import sys, json, align_jax; print(json.dumps(sorted(sys.modules)))"
-  out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+  out = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
   heavy = {"jax", "flax", "optax", "orbax", "grain", "transformers", "matplotlib", "numpy"}
   assert not heavy & set(json.loads(out.stdout))
 
@@ -114,4 +116,6 @@ def test_dependencies_point_one_way(level):
       found = set(re.findall(r"^\s*from align_jax\.(\w+)", path.read_text(), re.MULTILINE))
       for names in re.findall(r"^\s*from align_jax import (.+)$", path.read_text(), re.MULTILINE):
         found |= {n.split(" as ")[0].strip() for n in names.strip("()").split(",") if n.strip()}
-      assert found <= allowed | {room}, f"{path.relative_to(ROOT)} imports {found - allowed - {room}}"
+      assert found <= allowed | {room}, (
+        f"{path.relative_to(ROOT)} imports {found - allowed - {room}}"
+      )

@@ -220,7 +220,7 @@ def two_pairs(tmp_path):
 def hf_folder(
   tmp_path,
   config,
-  template="{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}",
+  template=TEMPLATE,
 ):
   folder = tmp_path / "hf"
   folder.mkdir()
