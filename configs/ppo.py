@@ -44,7 +44,7 @@ def get_config() -> config_dict.ConfigDict:
   config.prompts = config_dict.create(
     train="microworld:n=4000,draw=4",
     batch_size=64,  # rollouts an iteration
-    max_length=40,  # tokens
+    max_length=32,  # tokens; a longer prompt is left out
     columns=config_dict.placeholder(str),
     limit=config_dict.placeholder(int),
   )

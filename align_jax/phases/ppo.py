@@ -70,7 +70,7 @@ def run(config: PpoConfig, path: str, devices) -> None:
     *models,
     config=config.ppo,
     tx=tx,
-    rewards=_rewards(section.train, judge),
+    rewards=_rewards(section.train, judge, mesh),
     prompts=prompts,
     tokenizer=loaded.tokenizer,
     eos_ids=data.stop_ids(loaded.tokenizer),
@@ -117,9 +117,10 @@ def _weights(config: PpoConfig, loaded, judge, mesh):
   return {"policy": policy, "value": value}, frozen, (model, value_model)
 
 
-def _rewards(source: str, judge):
+def _rewards(source: str, judge, mesh):
   """The reward model; on the microworld the gold judge is logged beside it, with weight 0."""
-  rewards = [rl.model_reward("model", judge.model, {"trunk": judge.params, "head": judge.head})]
+  weights = {"trunk": judge.params, "head": judge.head}
+  rewards = [rl.model_reward("model", judge.model, weights, mesh=mesh)]
   if records.is_world(source):
     world = worlds.Microworld(seed=records.parse_world(source).seed)
     rewards.append(rl.text_reward("gold", world.gold_rewards, weight=0.0))
