@@ -1,5 +1,6 @@
 """Low-rank adapters (Hu et al. 2021): W + scale A B, with scale = alpha / rank."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -29,8 +30,7 @@ def init_lora(
 
   def adapter(rng, name):
     inputs, outputs = shapes[name]
-    fan_in = max(1, int(jnp.prod(jnp.array(inputs))))
-    a = jax.random.normal(rng, (layers, *inputs, rank)) * fan_in**-0.5
+    a = jax.random.normal(rng, (layers, *inputs, rank)) * math.prod(inputs) ** -0.5
     return {"a": a, "b": jnp.zeros((layers, rank, *outputs))}
 
   rngs = jax.random.split(rng, len(targets))

@@ -1,0 +1,79 @@
+"""Log-probs, entropies and scalar heads against softmax written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax import models
+
+
+@pytest.fixture(scope="module")
+def subject(tiny_model):
+  model, params = tiny_model
+  params = jax.tree.map(lambda x: 3 * x, params)  # distributions that are not almost flat
+  tokens = jax.random.randint(jax.random.key(2), (2, 11), 0, 64)
+  return model, {"params": params}, tokens
+
+
+def reference(model, variables, tokens, temperature=1.0):
+  """(log-probs, entropies) [B, T-1] in float64."""
+  logits = np.asarray(model.apply(variables, tokens), np.float64)[:, :-1] / temperature
+  logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  chosen = np.take_along_axis(logprobs, np.asarray(tokens)[:, 1:, None], -1)[..., 0]
+  return chosen, -(np.exp(logprobs) * logprobs).sum(-1)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_logprobs_and_entropy(subject, chunk_size, temperature):
+  model, variables, tokens = subject
+  logprobs, entropy = models.token_logprobs(
+    model, variables, tokens, chunk_size=chunk_size, temperature=temperature, return_entropy=True
+  )
+  expected = reference(model, variables, tokens, temperature)
+  np.testing.assert_allclose(logprobs, expected[0], atol=1e-5)
+  np.testing.assert_allclose(entropy, expected[1], atol=1e-5)
+
+
+def test_chunks_change_no_gradient(subject):
+  model, variables, tokens = subject
+
+  def loss(variables, chunk_size):
+    return models.token_logprobs(model, variables, tokens, chunk_size=chunk_size).sum()
+
+  whole, chunked = (jax.jit(jax.grad(loss), static_argnums=1)(variables, c) for c in (None, 3))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole, chunked)
+
+
+def test_chunks_never_hold_all_logits(subject):
+  model, variables, _ = subject
+  tokens = jax.ShapeDtypeStruct((4, 257), jnp.int32)
+
+  def largest(chunk_size):
+    jaxpr = jax.make_jaxpr(
+      jax.grad(lambda v, t: models.token_logprobs(model, v, t, chunk_size=chunk_size).sum())
+    )(variables, tokens)
+    return "f32[4,256,64]" in str(jaxpr) or "f32[16,4,16,64]" in str(jaxpr)
+
+  assert largest(None) and not largest(16)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_temperature_must_be_positive(subject, temperature):
+  with pytest.raises(ValueError, match="temperature"):
+    models.token_logprobs(*subject, temperature=temperature)
+
+
+def test_scalar_head_starts_as_published():
+  head = models.init_scalar_head(jax.random.key(0), 4096)
+  assert float(head["bias"]) == 0.0 and head["kernel"].shape == (4096,)
+  assert float(head["kernel"].std()) == pytest.approx(1 / np.sqrt(4097), rel=0.05)
+
+
+def test_scalar_head_is_a_dot_product():
+  head = {"kernel": jnp.array([1.0, 2.0]), "bias": jnp.array(0.5)}
+  hidden = jnp.array([[[1.0, 1.0], [0.0, -1.0]]], jnp.bfloat16)
+  values = models.scalar_head(head, hidden)
+  assert values.dtype == jnp.float32
+  np.testing.assert_allclose(values, [[3.5, -1.5]])
