@@ -9,6 +9,11 @@ from align_jax.errors import InputError
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "0", "1", "2", "12", "a", "b", "ab", "Ġ"]
 
 
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / "model.gguf"
+
+
 def finish(writer):
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
