@@ -22,7 +22,7 @@ class Labeller:
   coefficients (1, length_bias, agreement_bias) / temperature when flip = 0.
   """
 
-  temperature: float = 0.65  # two such labellers agree on 70 % of pairs
+  temperature: float = 0.68  # two such labellers agree on 70 % of pairs
   length_bias: float = 0.0  # reward units per word
   agreement_bias: float = 0.0  # reward units for going along with the user's opinion
   flip: float = 0.0  # chance of a slip of the hand
