@@ -19,8 +19,8 @@ def get_config() -> config_dict.ConfigDict:
   config.columns = config_dict.placeholder(str)  # foreign columns: "prompt=question"
   config.limit = config_dict.placeholder(int)
   config.max_new_tokens = 24
-  config.max_prompt_length = 40  # longer prompts lose their beginning
-  config.length = 64  # tokens a row of preference pairs
+  config.max_prompt_length = 32  # longer prompts lose their beginning
+  config.length = 46  # tokens a row of preference pairs
   config.temperature = 1.0
   config.batch_size = 128
   config.seed = 0

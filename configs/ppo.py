@@ -44,13 +44,13 @@ def get_config() -> config_dict.ConfigDict:
   config.prompts = config_dict.create(
     train="microworld:n=4000,draw=4",
     batch_size=64,  # rollouts an iteration
-    max_length=32,  # tokens; a longer prompt is left out
+    max_length=26,  # tokens; a longer prompt is left out
     columns=config_dict.placeholder(str),
     limit=config_dict.placeholder(int),
   )
   config.ppo = ppo(max_new_tokens=24)
   config.optimizer = common.optimizer(3e-4, schedule="linear")
-  config.loop = common.loop(60)
+  config.loop = common.loop(40)
   config.accumulate = 1
   config.mesh = common.mesh()
   return config

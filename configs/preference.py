@@ -15,7 +15,7 @@ def get_config() -> config_dict.ConfigDict:
   config.seed = 0
   config.model = common.model("runs/sft")
   config.data = common.data(
-    "microworld:n=6000", "microworld:n=512,split=heldout,draw=1", length=48, batch_size=32
+    "microworld:n=6000", "microworld:n=512,split=heldout,draw=1", length=46, batch_size=32
   )
   config.objective = config_dict.create(
     name="dpo",  # dpo, ipo, kto
@@ -25,8 +25,8 @@ def get_config() -> config_dict.ConfigDict:
     desirable_weight=config_dict.placeholder(float),  # kto; 1
     undesirable_weight=config_dict.placeholder(float),  # kto; 1
   )
-  config.optimizer = common.optimizer(2e-4)
-  config.loop = common.loop(180, eval_every=60)
+  config.optimizer = common.optimizer(3e-4)
+  config.loop = common.loop(120, eval_every=60)
   config.accumulate = 1
   config.mesh = common.mesh()
   return config

@@ -13,10 +13,11 @@ def get_config() -> config_dict.ConfigDict:
   config.seed = 0
   config.model = common.model("runs/sft")
   config.data = common.data(
-    "microworld:n=6000", "microworld:n=512,split=heldout,draw=1", length=48, batch_size=32
+    "microworld:n=6000", "microworld:n=512,split=heldout,draw=1", length=46, batch_size=32
   )
+  config.data.buckets = (28, 46)  # half of the pairs are short
   config.optimizer = common.optimizer(5e-4, weight_decay=0.01)
-  config.loop = common.loop(180, eval_every=60)
+  config.loop = common.loop(150, eval_every=50)
   config.centering = 0.01  # of (r+ + r-)^2; Eisenstein et al. 2023 advise 0.01
   config.label_smoothing = 0.0
   config.accumulate = 1

@@ -15,7 +15,7 @@ class WorldSource:
   seed: int = 0  # of the world: its facts
   draw: int = 0  # of the sample of records
   split: str = "train"  # or "heldout"
-  temperature: float = 0.65  # of the labeller: preferences only
+  temperature: float = 0.68  # of the labeller: preferences only
   length_bias: float = 0.0  # of the labeller, per token
   agreement_bias: float = 0.0  # of the labeller, for agreeing with the user
 

@@ -94,7 +94,7 @@ def scratch_config(scratch: ScratchConfig, vocab_size: int) -> models.ModelConfi
     head_dim=scratch.embed_dim // scratch.heads,
     mlp_dim=scratch.mlp_dim,
     max_length=scratch.max_length,
-    tie_embeddings=True,
+    tie_embeddings=False,
   )
 
 
