@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 
 from align_jax.errors import InputError
+from align_jax.models import gguf_reader
 from align_jax.models.config import ModelConfig, RopeScaling
 from align_jax.models.families import FAMILIES
 
@@ -13,6 +14,7 @@ _FAMILY = {family.gguf: kind for kind, family in reversed(FAMILIES.items())}
 _PERIOD = {"gemma2": 2, "gemma3": 6}
 # The two Gemmas whose attention scale is not head_dim ** -0.5, which GGUF does not record.
 _UNSAID_SCALE = {("gemma2", 46), ("gemma3", 62)}
+_PIECE = 4096  # rows
 
 
 class GgufFile:
@@ -22,13 +24,7 @@ class GgufFile:
 
   def __init__(self, path: pathlib.Path):
     self.path = str(path)
-    try:
-      self._reader = gguf.GGUFReader(path)
-    except FileNotFoundError as error:
-      raise InputError(f"{path} does not exist") from error
-    except (ValueError, IndexError, KeyError, OSError) as error:
-      raise InputError(f"{path} is no readable GGUF file: {error}") from error
-    self._tensors = {t.name: t for t in self._reader.tensors}
+    self._fields, self._tensors = gguf_reader.read(path)
     self.architecture = self.field("general.architecture")
     if self.architecture not in _FAMILY:
       known = ", ".join(_FAMILY)
@@ -36,29 +32,29 @@ class GgufFile:
 
   def field(self, name: str, default=None):
     """A metadata value, or `default`; raises InputError where both are missing."""
-    if name in self._reader.fields:
-      return self._reader.fields[name].contents()
+    if name in self._fields:
+      return self._fields[name]
     if default is None:
       raise InputError(f"{self.path}: the field {name!r} is missing")
     return default
 
   def has(self, name: str) -> bool:
-    return name in self._reader.fields
+    return name in self._fields
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    return {n: tuple(int(d) for d in reversed(t.shape)) for n, t in self._tensors.items()}
+    return {name: tensor.shape for name, tensor in self._tensors.items()}
 
   def read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
     """float32; vectors are one row to GGUF."""
     tensor = self._tensors[name]
     if columns is None:
-      values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)[rows]
+      values = gguf.quants.dequantize(tensor.data, tensor.type)[rows]
       plus_one = FAMILIES[_FAMILY[self.architecture]].features["norm_plus_one"]
       return values - 1.0 if plus_one else values
     if self.architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
-      values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+      values = gguf.quants.dequantize(tensor.data, tensor.type)
       return self._unpermute(values, name)[rows, columns]
-    return gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)[:, columns]
+    return self._dequantise(tensor, rows, columns)
 
   def config(self) -> ModelConfig:
     """The model the metadata describes."""
@@ -99,6 +95,15 @@ class GgufFile:
       local_layers=tuple(local) if window else (),
       **family.features,
     )
+
+  def _dequantise(self, tensor, rows, columns):
+    # In pieces, because dequantising takes several times the memory of its result.
+    out = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
+    for start in range(rows.start, rows.stop, _PIECE):
+      piece = slice(start, min(start + _PIECE, rows.stop))
+      values = gguf.quants.dequantize(tensor.data[piece], tensor.type)
+      out[piece.start - rows.start : piece.stop - rows.start] = values[:, columns]
+    return out
 
   def _rope_scaling(self):
     kind = self.field(f"{self.architecture}.rope.scaling.type", "none")

@@ -49,7 +49,7 @@ def assemble(model: transformer.Transformer, source: Source, mesh=None) -> dict:
 
     def part(index):
       index = tuple(slice(*i.indices(n)) for i, n in zip(index, leaf.shape))
-      return _read(model.config, source, name, index).astype(leaf.dtype)
+      return _read(model.config, source, name, index).astype(leaf.dtype, copy=False)
 
     if where is None:
       return jnp.asarray(part((slice(None),) * len(leaf.shape)))
