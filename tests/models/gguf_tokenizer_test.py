@@ -60,11 +60,11 @@ def test_what_is_not_supported_is_named(path, wrong):
 
 def test_sentence_pieces_merge_by_score(path):
   """Scores say 'bc' before 'ab'; a space is a letter; unknown letters fall back to bytes."""
-  tokens = ["<unk>", "<s>", "</s>", "▁", "a", "b", "c", "bc", "ab", "<0xC3>", "<0xA9>"]
+  tokens = ["<unk>", "<s>", "</s>", "▁", "a", "b", "c", "ab", "bc", "<0xC3>", "<0xA9>"]
   writer = gguf.GGUFWriter(path, "llama")
   writer.add_tokenizer_model("llama")
   writer.add_token_list(tokens)
-  writer.add_token_scores([0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -9.0, -1.0, -2.0, 0.0, 0.0])
+  writer.add_token_scores([0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -9.0, -2.0, -1.0, 0.0, 0.0])
   writer.add_token_types([2, 3, 3, 1, 1, 1, 1, 1, 1, 6, 6])
   writer.add_bos_token_id(1)
   writer.add_eos_token_id(2)
@@ -74,5 +74,5 @@ def test_sentence_pieces_merge_by_score(path):
   finish(writer)
   tokenizer = models.load_tokenizer(str(path))
   ids = tokenizer("abc ab\u00e9")["input_ids"]
-  assert ids == [1, 4, 7, 3, 8, 9, 10]
+  assert ids == [1, 4, 8, 3, 7, 9, 10]
   assert tokenizer.decode(ids, skip_special_tokens=True) == "abc ab\u00e9"
