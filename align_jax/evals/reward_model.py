@@ -1,7 +1,7 @@
 """How good a reward model is, and how good any could be on labels as noisy as these."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,6 +52,30 @@ def evaluate_pairs(
     brier=statistics.brier_score(confidence, correct),
     calibration=statistics.calibration_bins(confidence, correct),
   )
+
+
+def response_rewards(
+  model,
+  variables: Mapping[str, Any],
+  head: Any,
+  encoded: Sequence[Any],
+  *,
+  length: int,
+  batch_size: int,
+) -> np.ndarray:
+  """Rewards [n] of `data.encode_response` records, each padded to `length`."""
+  tokens = np.zeros((len(encoded), length), np.int32)
+  segment_ids, mask = np.zeros_like(tokens), np.zeros(tokens.shape, np.float32)
+  for row, one in enumerate(encoded):
+    end = len(one.tokens)
+    tokens[row, :end], segment_ids[row, :end], mask[row, :end] = one.tokens, 1, one.response_mask
+  rewards = np.zeros(len(encoded), np.float32)
+  for start in range(0, len(encoded), batch_size):
+    # The last batch is filled with its last row: one shape, one program.
+    rows = np.minimum(np.arange(start, start + batch_size), len(encoded) - 1)
+    arrays = (tokens[rows], segment_ids[rows], mask[rows])
+    rewards[rows] = np.asarray(_response_scores(model, variables, head, *arrays))
+  return rewards
 
 
 def pair_rewards(

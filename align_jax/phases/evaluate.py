@@ -100,20 +100,14 @@ def reward_scorer(loaded: workspace.Loaded, config: EvaluateConfig):
   length = config.max_prompt_length + config.max_new_tokens
 
   def score(prompts, responses) -> np.ndarray:
-    pairs = [data.Preference(p.prompt, r, r) for p, r in zip(prompts, responses)]
-    batches = data.preference_batches(
-      pairs,
-      loaded.tokenizer,
-      length=length,
-      batch_size=config.batch_size,
-      epochs=1,
-      shuffle=False,
-      pad_last=True,
+    encoded = [
+      data.encode_response(prompt.prompt, response, loaded.tokenizer, length)
+      for prompt, response in zip(prompts, responses)
+    ]
+    variables = {"params": loaded.params}
+    return reward_model.response_rewards(
+      loaded.model, variables, loaded.head, encoded, length=length, batch_size=config.batch_size
     )
-    rewards, _ = reward_model.pair_rewards(
-      loaded.model, {"params": loaded.params}, loaded.head, batches
-    )
-    return rewards[:, 0]
 
   return score
 

@@ -1,10 +1,13 @@
 """The evaluation of reward models, on pairs whose numbers can be counted by hand or by integral."""
 
+import functools
 import math
 
+import jax
 import numpy as np
 import pytest
 
+from align_jax import data, models
 from align_jax.evals import reward_model
 
 
@@ -76,3 +79,23 @@ def test_extreme_rewards_stay_finite():
 def test_nothing_to_evaluate_is_refused(margins):
   with pytest.raises(ValueError, match="at least one pair of finite rewards"):
     evaluate(margins)
+
+
+def test_responses_score_alike_in_any_batch_and_padding(tiny_model):
+  """Scores of single responses: one row at a time by hand, in batches, and with more padding."""
+  model, params = tiny_model
+  head = models.init_scalar_head(jax.random.key(1), 32)
+  rng = np.random.default_rng(0)
+  rows = []
+  for size in (3, 9, 6, 7, 5):
+    mask = np.arange(size) >= 2
+    rows.append(data.Encoded(rng.integers(1, 64, size).astype(np.int32), mask))
+  score = functools.partial(reward_model.response_rewards, model, {"params": params}, head, rows)
+  by_hand = [
+    models.scalar_head(head, model.apply({"params": params}, r.tokens[None], method="hidden"))[
+      0, -1
+    ]
+    for r in rows
+  ]
+  np.testing.assert_allclose(score(length=9, batch_size=2), by_hand, atol=1e-5)
+  np.testing.assert_allclose(score(length=14, batch_size=8), by_hand, atol=1e-5)
