@@ -73,7 +73,6 @@ def to_hf(config: ModelConfig) -> dict:
     "tie_word_embeddings": config.tie_embeddings,
     "rope_theta": config.rope_theta,
     "rope_scaling": _rope_scaling_to_hf(config.rope_scaling),
-    "torch_dtype": config.param_dtype,
     "attention_dropout": 0.0,
   }
   gemma = family.features["norm_plus_one"]

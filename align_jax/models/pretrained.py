@@ -49,7 +49,7 @@ def save_pretrained(
   With a tokenizer its files and ids go along.  Raises InputError where the family's format has no
   word for what the config says.
   """
-  config = hf_config.to_hf(model.config)
+  config = hf_config.to_hf(model.config) | {"torch_dtype": str(params["embedding"].dtype)}
   special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
   path = pathlib.Path(folder)
   path.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,12 @@ def locate(folder_or_name: str) -> pathlib.Path:
     import huggingface_hub
 
     name = folder_or_name.removeprefix(_HUB)
-    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    try:
+      return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError) as error:
+      raise InputError(
+        f"{folder_or_name} is not to be had: {str(error).splitlines()[0]}"
+      ) from error
   path = pathlib.Path(folder_or_name)
   if not path.exists():
     known = ", ".join(packages.PACKAGES)

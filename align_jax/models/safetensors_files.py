@@ -44,6 +44,8 @@ class Folder:
 
 def write(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int):
   """Writes `tensors` in shards of at most `shard_bytes` (or one tensor), and their index."""
+  for old in (*folder.glob("model*.safetensors"), folder / INDEX):
+    old.unlink(missing_ok=True)
   shard, size, shards = {}, 0, []
 
   def flush():

@@ -43,10 +43,18 @@ def test_shards_hold_what_one_file_holds(llama, tmp_path):
   assert_equal_trees(models.load_pretrained(str(tmp_path))[1], params)
 
 
+def test_nothing_of_an_earlier_checkpoint_stays(llama, gemma, tmp_path):
+  models.save_pretrained(str(tmp_path), *llama, shard_bytes=20_000)
+  models.save_pretrained(str(tmp_path), *gemma)
+  assert_equal_trees(models.load_pretrained(str(tmp_path))[1], gemma[1])
+  assert len(list(tmp_path.glob("*.safetensors*"))) == 1
+
+
 def test_bfloat16_stays_and_dtype_overrides(llama, tmp_path):
   model, params = llama
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   models.save_pretrained(str(tmp_path), model, half)
+  assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
   same, loaded = models.load_pretrained(str(tmp_path))
   assert same.config.dtype == same.config.param_dtype == "bfloat16"
   assert_equal_trees(loaded, half)
@@ -152,6 +160,14 @@ class TestWhatIsWrongIsNamed:
 
   def test_an_unknown_name(self):
     self.fails("smollm3", "smollm3", "smollm2")
+
+  def test_a_hub_that_does_not_answer(self, monkeypatch):
+    def download(name, **_):
+      assert name == "org/name"
+      raise OSError("no route\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    self.fails("hf:org/name", "hf:org/name", "no route")
 
   def test_no_tokenizer(self, saved):
     with pytest.raises(InputError, match="tokenizer"):
