@@ -1,5 +1,7 @@
 """Parameters: described without being made, and made as described."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,9 +50,16 @@ def test_initial_scales(params):
   layers = params["layers"]
   for name, std in [("query", 64**-0.5), ("out", (64 * 6) ** -0.5), ("down", (96 * 6) ** -0.5)]:
     assert float(layers[name].std()) == pytest.approx(std, rel=0.05), name
-  assert float(params["embedding"].std()) == pytest.approx(0.02, rel=0.05)
+  assert float(params["embedding"].std()) == pytest.approx(1.0, rel=0.05)
   assert (layers["mlp_norm"] == 1).all() and (layers["query_bias"] == 0).all()
   assert not np.allclose(layers["gate"][0], layers["gate"][1]), "layers must not start alike"
+
+
+def test_a_tied_table_starts_small():
+  config = dataclasses.replace(CONFIG, tie_embeddings=True, num_layers=1)
+  params = models.init_params(models.Transformer(config), jax.random.key(0))
+  assert "unembedding" not in params
+  assert float(params["embedding"].std()) == pytest.approx(0.02, rel=0.05)
 
 
 def test_the_cache_has_the_type_asked_for(model):
