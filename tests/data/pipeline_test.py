@@ -241,6 +241,25 @@ def test_more_padding_changes_no_token_and_no_mask(tokenizer, words):
         assert value.ndim == 1 or (wide[..., value.shape[-1] :] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["packed", "padded", "preference", "feedback", "prompt"])
+def test_padding_with_the_eos_moves_no_mask(kind, words):
+  """[1, 2] The turn end stays a target, and every batch what it is with a padding of its own."""
+  apart, same = words(pad="<pad>", eos="<|im_end|>"), words(pad="<|im_end|>", eos="<|im_end|>")
+  a, b = (next(make(kind, tokenizer, 8, batch_size=4)) for tokenizer in (apart, same))
+  for name in a:
+    if not name.endswith("tokens"):
+      np.testing.assert_array_equal(a[name], b[name])
+  if kind == "prompt":
+    real = np.arange(16) < a["lengths"][:, None]
+  else:
+    real = a["segment_ids"] > 0
+    ends = a["tokens"] == same.eos_token_id
+    masked = a["loss_mask" if "loss_mask" in a else "response_mask"] > 0
+    assert (ends & masked).any(axis=-1).sum() == real.any(axis=-1).sum()
+  np.testing.assert_array_equal(a["tokens"][real], b["tokens"][real])
+  assert (b["tokens"][~real] == same.eos_token_id).all()
+
+
 def test_the_last_response_token_is_found_by_length(words):
   """[3, 29] Also where pad == EOS: the last real token is the turn end, and it is response."""
   tokenizer = words(pad="<|im_end|>", eos="<|im_end|>")

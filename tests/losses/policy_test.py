@@ -202,6 +202,16 @@ def test_the_sum_of_shaped_rewards_is_score_minus_kl(arrays):
   )
 
 
+def test_the_kl_in_the_reward_carries_no_gradient(arrays):
+  """peers 3.23: it acts as a reward, whose policy gradient is that of the reverse KL."""
+
+  def total(logprobs, ref):
+    return policy.kl_shaped_rewards(np.ones(3), logprobs, ref, np.ones((3, 8)), kl_coef=0.1).sum()
+
+  gradients = jax.grad(total, argnums=(0, 1))(*arrays[:2])
+  np.testing.assert_array_equal(gradients, np.zeros((2, 3, 8)))
+
+
 def test_empty_responses_give_zeros(arrays):
   rewards, values, _, _ = arrays
   nothing = np.zeros((3, 8))

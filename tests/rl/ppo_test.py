@@ -204,6 +204,45 @@ def test_advantages_are_whitened_gae_of_shaped_rewards():
   np.testing.assert_array_equal(white["returns"], plain["returns"])
 
 
+def _with_samples(batch):
+  """What the metrics of a rollout read besides."""
+  rows = np.zeros(4, np.float32)
+  extra = {"entropy": np.abs(batch["old_values"]), "sampler_logprobs": batch["old_logprobs"] + 0.01}
+  return batch | extra | {"score": np.arange(4.0), "finished": rows, "segment_ids": batch["mask"]}
+
+
+def test_the_reported_kl_is_the_one_that_is_paid():
+  """peers 3.22: with V = 0 and no discount, the first return is the score less its KL."""
+  batch = _experience()
+  batch["old_values"] = np.zeros((4, 6), np.float32)
+  config = dataclasses.replace(CONFIG, lam=1.0, whiten_advantages=False)
+  estimated = ppo.estimate_advantages(batch, np.arange(4.0), 0.1, config)
+  metrics = metrics_lib.to_floats(ppo._rollout_metrics(_with_samples(estimated), 0.1))
+  first = batch["mask"].argmax(axis=1)
+  returns = np.asarray(estimated["returns"])[np.arange(4), first]
+  np.testing.assert_allclose(returns.mean(), 1.5 - 0.1 * metrics["kl/ref"], rtol=1e-5)
+  assert abs(metrics["kl/ref"]) > 0.1
+
+
+def test_padding_and_empty_responses_leak_into_nothing():
+  """peers 3.25, 3.27: garbage off the mask and a row of no tokens change no advantage or metric."""
+  batch = _experience()
+  batch["mask"][3] = 0
+  clean = batch | {k: v * batch["mask"] for k, v in batch.items()}
+  garbage = {k: np.where(batch["mask"] > 0, v, np.nan) for k, v in batch.items() if k != "mask"}
+  dirty = {k: np.pad(v, ((0, 0), (0, 3)), constant_values=1e4) for k, v in garbage.items()}
+  dirty["mask"] = np.pad(batch["mask"], ((0, 0), (0, 3)))
+  results = []
+  for rows in (clean, dirty):
+    estimated = ppo.estimate_advantages(rows, np.arange(4.0), 0.1, CONFIG)
+    metrics = ppo._rollout_metrics(_with_samples(estimated), 0.1)
+    results.append((estimated["advantages"][:, :6], metrics_lib.to_floats(metrics)))
+  np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(results[0][0][3], 0.0)
+  assert all(np.isfinite(value) for value in results[1][1].values())
+  assert results[1][1] == pytest.approx(results[0][1], rel=1e-5)
+
+
 def test_explained_variance():
   returns, mask = np.arange(6.0)[None], np.ones((1, 6))
   assert ppo.explained_variance(returns, returns, mask) == 1.0

@@ -1,5 +1,6 @@
 """Tests of the reward functions and their shaping."""
 
+import dataclasses
 import functools
 
 import jax
@@ -69,6 +70,24 @@ def test_padding_that_is_the_eos_does_not_move_the_reading(reward_model):
   plain = score(_rollout(pad=0))
   np.testing.assert_allclose(score(_rollout(pad=1)), plain, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(score(_rollout(pad=9)), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_score_depends_neither_on_its_batch_nor_on_noise_in_the_padding(reward_model):
+  """peers 3.29, 3.30: alone, in another order, and with padding shuffled over the vocabulary."""
+  score = rewards.model_reward("rm", *reward_model).function
+  rollout = _rollout()
+  expected = score(rollout)
+
+  def taken(rows, samples=rollout.samples):
+    fields = {f.name: getattr(samples, f.name)[rows] for f in dataclasses.fields(samples)}
+    return dataclasses.replace(rollout, samples=dataclasses.replace(samples, **fields))
+
+  for rows in ([0], [1], [2], [2, 0, 1], [1, 1, 1]):
+    np.testing.assert_allclose(score(taken(rows)), expected[rows], rtol=1e-5, atol=1e-6)
+  noise = np.random.default_rng(1).integers(0, 64, rollout.tokens.shape)
+  tokens = np.where(rollout.segment_ids > 0, rollout.tokens, noise).astype(np.int32)
+  noisy = dataclasses.replace(rollout.samples, tokens=tokens)
+  np.testing.assert_allclose(score(taken([0, 1, 2], noisy)), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def batches():
   )
 
 
-def run(folder, steps, mesh, compiled, *, before_step=None, **options):
+def run(folder, steps, mesh, compiled, *, before_step=None, check_first=None, **options):
   folder.mkdir(exist_ok=True)
   start = state.create_state(
     {"w": sharding_put(np.zeros(3, np.float32), mesh)}, TX, seed=7, mesh=mesh
@@ -70,7 +70,7 @@ def run(folder, steps, mesh, compiled, *, before_step=None, **options):
     config=loop.LoopConfig(steps=steps, **options),
     workdir=folder,
     metadata={},
-    hooks=loop.Hooks(),
+    hooks=loop.Hooks(check_first=check_first),
   )
 
 
@@ -152,6 +152,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path, mesh):
 
   with pytest.raises(FloatingPointError, match="step 0"):
     run(tmp_path, 9, mesh, step.make_train_step(broken, TX))
+
+
+def test_the_first_step_is_checked_and_no_other(tmp_path, mesh, compiled):
+  """peers 3.11: an identity that does not hold at step 0 stops the run before step 2."""
+  seen = []
+  run(tmp_path / "good", 3, mesh, compiled, check_first=seen.append)
+  assert [values["loss"] for values in seen] == [lines(tmp_path / "good")[0]["loss"]]
+
+  def refuse(values):
+    raise FloatingPointError("not ln 2")
+
+  with pytest.raises(FloatingPointError, match="not ln 2"):
+    run(tmp_path / "bad", 9, mesh, compiled, check_first=refuse)
+  assert len(lines(tmp_path / "bad")) == 1
 
 
 def test_workdir_of_another_config_is_refused(tmp_path):

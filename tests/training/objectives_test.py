@@ -1,11 +1,13 @@
 """Objectives: step-0 identities, rewards read by position, settings that cannot be ignored."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax import models
+from align_jax import data, models, worlds
 from align_jax.errors import InputError
 from align_jax.training import objectives
 from align_jax.training.metrics import to_floats
@@ -208,3 +210,146 @@ def test_sft_loss_ignores_prompt_padding_and_segment_starts(tiny_model):
   separate = objective(params, {}, rows([(a, mask_a)], [(b, mask_b)]), KEY)[1]["loss"]
   np.testing.assert_allclose(packed.total, separate.total, rtol=1e-5)
   assert packed.weight == separate.weight == 4 + 3
+
+
+def padded(batch, before, behind):
+  """The batch with more padding on both sides, and noise wherever there is padding."""
+  sides = [(0, 0), (0, 0), (before, behind)]
+  wide = {k: np.pad(v, sides) if v.ndim == 3 else v for k, v in batch.items()}
+  noise = np.random.default_rng(before).integers(0, 64, wide["tokens"].shape)
+  wide["tokens"] = np.where(wide["segment_ids"] > 0, wide["tokens"], noise).astype(np.int32)
+  return wide
+
+
+def test_padding_side_amount_and_content_change_nothing(tiny_model, tiny_pairs):
+  """peers 3.17, 3.29: padding in front, behind and both, filled with any tokens."""
+  model, params = tiny_model
+  head = models.init_scalar_head(KEY, 32)
+  cases = [
+    (dpo(model), params, {"ref": jax.tree.map(lambda x: 0.9 * x, params)}),
+    (objectives.reward_objective(model), {"trunk": params, "head": head}, {}),
+  ]
+  for objective, trainable, frozen in cases:
+    run = jax.jit(objective)
+    expected = to_floats(run(trainable, frozen, tiny_pairs, KEY)[1])
+    for before, behind in ((0, 7), (7, 0), (3, 4)):
+      values = to_floats(run(trainable, frozen, padded(tiny_pairs, before, behind), KEY)[1])
+      for name, value in values.items():
+        np.testing.assert_allclose(value, expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_random_stream_changes_nothing(tiny_model, tiny_pairs):
+  """peers 3.13: no layer drops anything out and no setting asks for it, in policy or reference.
+
+  So there is no train mode to leave on; what an objective could do with its key would show here.
+  """
+  model, params = tiny_model
+  ref = jax.tree.map(lambda x: 0.9 * x, params)
+  run = jax.jit(dpo(model))
+  first, second = (run(params, {"ref": ref}, tiny_pairs, jax.random.key(k))[0] for k in (1, 2))
+  assert first == second
+
+
+def test_half_precision_does_not_part_policy_and_reference(tiny_model, tiny_pairs):
+  """peers 3.14: one module computes both, so rounding meets both alike, also while differentiated."""
+  model, params = tiny_model
+  half = model.clone(config=dataclasses.replace(model.config, dtype="bfloat16"))
+  run = jax.jit(jax.value_and_grad(dpo(half), has_aux=True))
+  (_, metrics), _ = run(params, {"ref": params}, tiny_pairs, KEY)
+  values = to_floats(metrics)
+  np.testing.assert_allclose(values["loss"], np.log(2.0), rtol=1e-6)
+  assert values["rewards/chosen"] == values["rewards/rejected"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["dpo", "ipo", "kto", "reward"])
+def test_empty_rows_leave_every_gradient_finite(tiny_model, tiny_pairs, name):
+  """peers 3.15, 3.27: one response empty, both empty, and a row that is nothing but padding."""
+  model, params = tiny_model
+  batch = {k: v.copy() for k, v in tiny_pairs.items()}
+  batch["response_mask"][0, 1] = batch["response_mask"][1] = batch["response_mask"][2] = 0
+  batch["segment_ids"][2] = 0
+  trainable, frozen = params, {"ref": jax.tree.map(lambda x: 0.9 * x, params)}
+  if name == "reward":
+    trainable = {"trunk": params, "head": models.init_scalar_head(KEY, 32)}
+    frozen, objective = {}, objectives.reward_objective(model)
+  else:
+    objective = objectives.preference_objective(model, objectives.PreferenceConfig(name))
+  if name == "kto":
+    batch = objectives.kto_prepare(model)(params, frozen, feedback_of(batch))
+  loss, gradient = jax.jit(jax.value_and_grad(lambda t: objective(t, frozen, batch, KEY)[0]))(
+    trainable
+  )
+  assert np.isfinite(loss)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+  assert any(np.any(g) for g in jax.tree.leaves(gradient))
+
+
+@pytest.fixture(scope="module")
+def packing():
+  """(model, params, {packed or not: one batch}) of thirty microworld demonstrations."""
+  world = worlds.Microworld(seed=0)
+  tokenizer = world.tokenizer()
+  records = world.demonstrations(30, "train", seed=0)
+  records = [dataclasses.replace(r, weight=1.0 + i % 3) for i, r in enumerate(records)]
+  batches = {}
+  for pack in (True, False):
+    batches[pack], *rest = data.sft_batches(
+      records, tokenizer, length=64, batch_size=30, epochs=1, pack=pack, pad_last=True
+    )
+    assert not rest
+  config = models.ModelConfig(
+    vocab_size=len(tokenizer), embed_dim=16, num_layers=2, num_heads=2, num_kv_heads=1,
+    head_dim=8, mlp_dim=32,
+  )  # fmt: skip
+  model = models.Transformer(config)
+  return model, models.init_params(model, KEY), batches
+
+
+def test_packed_loss_and_gradient_are_the_unpacked_ones(packing):
+  """peers 3.6, 3.44: the way from records to gradient, with weights and masks on it."""
+  model, params, batches = packing
+  assert batches[True]["segment_ids"].max() > 1 == batches[False]["segment_ids"].max()
+  run = jax.jit(jax.value_and_grad(objectives.sft_objective(model), has_aux=True))
+  results = [run(params, {}, batches[pack], KEY) for pack in (True, False)]
+  (packed, metrics), (separate, expected) = (values for values, _ in results)
+  np.testing.assert_allclose(packed, separate, rtol=1e-5)
+  assert float(metrics["loss"].weight) == float(expected["loss"].weight) > 100
+  assert metrics["tokens"] == expected["tokens"]
+  for a, b in zip(*(jax.tree.leaves(gradient) for _, gradient in results)):
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_a_neighbour_in_the_row_is_never_seen(packing):
+  """peers 3.44: other words in the first segment move no log-prob of the segments after it."""
+  model, params, batches = packing
+  batch = batches[True]
+  segments = batch["segment_ids"]
+  noise = np.random.default_rng(0).integers(0, model.config.vocab_size, segments.shape)
+  changed = np.where(segments == 1, noise, batch["tokens"]).astype(np.int32)
+  run = jax.jit(
+    lambda tokens: models.token_logprobs(
+      model, {"params": params}, tokens, positions=batch["positions"], segment_ids=segments
+    )
+  )
+  before, after = run(batch["tokens"]), run(changed)
+  inside = segments[:, 1:] == segments[:, :-1]
+  others = inside & (segments[:, 1:] > 1)
+  assert others.sum() > 100
+  np.testing.assert_array_equal(before[others], after[others])
+  first = inside & (segments[:, 1:] == 1)
+  assert np.mean(before[first] != after[first]) > 0.9  # the control
+
+
+def test_only_response_tokens_are_predicted(packing):
+  """peers 3.1, 3.5: prompts are context and never targets; the sum is written out in NumPy."""
+  model, params, batches = packing
+  batch = batches[False]
+  logits = jax.jit(model.apply)(
+    {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"]
+  )
+  logprobs = np.asarray(jax.nn.log_softmax(logits))
+  expected = 0.0
+  for row, t in np.argwhere(batch["loss_mask"] > 0):
+    expected -= batch["loss_mask"][row, t] * logprobs[row, t - 1, batch["tokens"][row, t]]
+  loss, _ = jax.jit(objectives.sft_objective(model))(params, {}, batch, KEY)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)

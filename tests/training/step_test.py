@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from align_jax import models, sharding
+from align_jax.training import metrics as metrics_lib
 from align_jax.training import objectives, state, step
 from align_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -65,6 +66,52 @@ def test_eight_devices_equal_one(tiny_model, tiny_pairs, single, axes):
 def test_accumulation_changes_nothing(tiny_model, tiny_pairs, single):
   """peers 3.20: the summed gradient is divided once by the total weight."""
   assert_same(train(*tiny_model, tiny_pairs, mesh_of(), accumulate=4), single)
+
+
+def objective_of(name, model, pairs):
+  """(objective, prepare, batch) whose rows weigh differently and differ in length."""
+  names = ("tokens", "segment_ids", "response_mask")
+  flat = {k: pairs[k].reshape(16, 16) for k in names}
+  weight = np.arange(1.0, 17.0, dtype=np.float32)
+  if name == "sft":
+    mask = flat.pop("response_mask") * weight[:, None]
+    positions = np.broadcast_to(np.arange(16, dtype=np.int32), (16, 16))
+    return objectives.sft_objective(model), None, flat | {"positions": positions, "loss_mask": mask}
+  other = {f"mismatched_{k}": np.roll(v, 3, axis=0) for k, v in flat.items()}
+  labels = {"weight": weight, "is_desirable": (np.arange(16) % 3 == 0).astype(np.float32)}
+  config = objectives.PreferenceConfig("kto")
+  prepare = objectives.kto_prepare(model)
+  return objectives.preference_objective(model, config), prepare, flat | other | labels
+
+
+@pytest.mark.parametrize("name", ["sft", "kto"])
+def test_accumulation_of_parts_that_weigh_differently_changes_nothing(tiny_model, tiny_pairs, name):
+  """peers 3.20, 3.31: a mean of the parts' means would not be the mean; nor a part's baseline."""
+  model, params = tiny_model
+  objective, prepare, batch = objective_of(name, model, tiny_pairs)
+  frozen = {"ref": jax.tree.map(lambda x: 1.1 * x, params)}
+  results = []
+  for accumulate in (1, 4):
+    run_state = state.create_state(place(params, model, mesh_of()), SGD, 0, mesh_of())
+    run = step.make_train_step(objective, SGD, accumulate=accumulate, prepare=prepare)
+    run_state, metrics = run(run_state, frozen, sharding.put_batch(batch, mesh_of()))
+    results.append((metrics_lib.to_floats(metrics), jax.device_get(run_state.params)))
+  (expected, of_whole), (values, of_parts) = results
+  for key, value in values.items():
+    np.testing.assert_allclose(value, expected[key], rtol=2e-5, atol=1e-6, err_msg=key)
+  for a, b in zip(jax.tree.leaves(of_parts), jax.tree.leaves(of_whole)):
+    np.testing.assert_allclose(a, b, atol=3e-6)
+
+
+def test_the_policy_is_its_reference_on_the_mesh(tiny_model, tiny_pairs):
+  """peers 3.12: the identity of step 0 where it has failed elsewhere, on tensor-parallel shards."""
+  model, params = tiny_model
+  mesh = mesh_of(data=2, fsdp=2, tensor=2)
+  policy, ref = (place(params, model, mesh) for _ in range(2))
+  run = step.make_eval_step(objectives.preference_objective(model, DPO))
+  values = metrics_lib.to_floats(run(policy, {"ref": ref}, sharding.put_batch(tiny_pairs, mesh)))
+  np.testing.assert_allclose(values["loss"], np.log(2.0), rtol=1e-6)
+  assert max(abs(values[f"rewards/{side}"]) for side in ("chosen", "rejected")) < 1e-5
 
 
 def test_batch_order_changes_nothing(tiny_model, tiny_pairs, single):
