@@ -1,6 +1,7 @@
 """Tests of PPO: identities at step 0, exact resumption, and that it learns."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from align_jax import losses, models, sharding
 from align_jax.errors import InputError
 from align_jax.rl import ppo, rewards
 from align_jax.training import metrics as metrics_lib
+from align_jax.training import state as state_lib
+from align_jax.training import step as step_lib
 
 EOS, PAD, LIKED, VOCAB, ROWS = 1, 0, 7, 16, 32
 CONFIG = ppo.PpoConfig(
@@ -104,7 +107,8 @@ def run(iterate, params, value, mesh, batches):
 
 def test_step_zero_identities(run):
   first = run[2][0]
-  ppo.check_identity(first, tolerance=1e-4)
+  ppo.check_identity(first, dtype="float32")
+  assert first["ppo/sampler_mismatch"] <= 1e-4
   assert first["ppo/first_ratio_error"] <= 1e-6
   assert abs(first["kl/ref"]) <= 1e-5 and abs(first["kl/ref_k3"]) <= 1e-5
 
@@ -243,6 +247,24 @@ def test_padding_and_empty_responses_leak_into_nothing():
   assert results[1][1] == pytest.approx(results[0][1], rel=1e-5)
 
 
+def test_accumulation_over_responses_of_different_lengths_changes_nothing(model, params, value):
+  """peers 3.20: losses are summed over all response tokens, then divided once."""
+  batch = ppo.estimate_advantages(_experience(), np.arange(4.0), 0.1, CONFIG)
+  tokens = np.random.default_rng(2).integers(2, VOCAB, (4, 7)).astype(np.int32)
+  batch |= {"tokens": tokens, "segment_ids": np.ones((4, 7), np.int32)}
+  tx, trainable = optax.sgd(1.0), {"policy": params, "value": value}
+  start = state_lib.TrainState(jnp.zeros((), int), trainable, tx.init(trainable), jax.random.key(0))
+  objective, results = ppo.ppo_objective(model, model, CONFIG), []
+  for parts in (1, 2):
+    run = functools.partial(step_lib.train_step, objective=objective, tx=tx, accumulate=parts)
+    state, metrics = jax.jit(run)(start, {}, batch)
+    results.append((metrics["loss"].compute(), state.params))
+  (loss, whole), (loss_of_parts, of_parts) = results
+  np.testing.assert_allclose(loss_of_parts, loss, rtol=1e-5)
+  for a, b in zip(jax.tree.leaves(of_parts), jax.tree.leaves(whole)):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_explained_variance():
   returns, mask = np.arange(6.0)[None], np.ones((1, 6))
   assert ppo.explained_variance(returns, returns, mask) == 1.0
@@ -271,7 +293,8 @@ def test_lora_on_eight_devices_starts_where_full_weights_on_one_do(
   state = ppo.create_state(trainable, TX, config, 0, mesh)
   state, metrics, _ = iterate(state, {"base": weights, "value": weights}, batches[0])
   values, expected = metrics_lib.to_floats(metrics), run[2][0]
-  ppo.check_identity(values, tolerance=1e-4)
+  ppo.check_identity(values, dtype="float32")
+  assert values["ppo/sampler_mismatch"] <= 1e-4
   for name in ("score", "response_length", "eos_rate", "entropy", "value/explained_variance"):
     assert values[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
   moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, trainable)
@@ -281,11 +304,11 @@ def test_lora_on_eight_devices_starts_where_full_weights_on_one_do(
 
 def test_identity_check_stops_a_run():
   good = {"ppo/first_ratio_error": 0.0, "kl/ref": 1e-6, "ppo/sampler_mismatch": 1e-6}
-  ppo.check_identity(good)
+  ppo.check_identity(good, dtype="float32")
   for name in good:
     for bad in (0.5, float("nan")):
       with pytest.raises(FloatingPointError, match=name):
-        ppo.check_identity(good | {name: bad})
+        ppo.check_identity(good | {name: bad}, dtype="float32")
 
 
 @pytest.mark.parametrize(
