@@ -43,6 +43,13 @@ setuptools.setup(
   extras_require={
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
-    "test": ["pytest>=8", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "ruff>=0.8"],
+    "test": [
+      "ipykernel>=6",
+      "nbclient>=0.10",
+      "nbformat>=5.10",
+      "pytest>=8",
+      "pytest-xdist>=3",
+      "ruff>=0.8",
+    ],
   },
 )

@@ -22,6 +22,11 @@ def define_config(config_file: str):
     )
 
 
+DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Join the other hosts of this slice (jax.distributed) before anything else."
+)
+
+
 def define(config_file: str):
   """Defines --config and --workdir; returns both holders."""
   config = define_config(config_file)
@@ -92,4 +97,6 @@ def _prepare() -> None:
   import jax
 
   jax.config.update("jax_compilation_cache_dir", cache)
+  if DISTRIBUTED.value:
+    jax.distributed.initialize()
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -11,7 +11,7 @@ def lora(rank: int = 0):
   return config
 
 
-def model(init: str, *, rank: int = 0, remat: str = "none"):
+def model(init: str, *, rank: int = 0, remat: str = "dots"):
   config = config_dict.ConfigDict()
   config.init = init  # "scratch", a name ("smollm2"), a Hugging Face folder, or a phase's workdir
   config.lora = lora(rank)

@@ -17,6 +17,7 @@ def get_config() -> config_dict.ConfigDict:
   config.reference = config_dict.placeholder(str)  # win rate and KL are measured against it
   config.scorer = "gold"  # the microworld's judge, or "reward:<workdir of a reward model>"
   config.columns = config_dict.placeholder(str)  # foreign columns: "prompt=question"
+  config.chat = True  # plain-text prompts are wrapped in the chat template
   config.limit = config_dict.placeholder(int)
   config.max_new_tokens = 24
   config.max_prompt_length = 32  # longer prompts lose their beginning

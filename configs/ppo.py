@@ -1,6 +1,7 @@
 """PPO as in InstructGPT (Ouyang et al. 2022) from an SFT checkpoint and a reward model, on the microworld.
 
-  python -m experiments.ppo --workdir=runs/ppo --config.model.init=runs/sft --config.reward_model=runs/reward
+  python -m experiments.ppo --workdir=runs/ppo \\
+    --config.model.init=runs/sft --config.reward_model=runs/reward
 """
 
 from ml_collections import config_dict
@@ -47,10 +48,11 @@ def get_config() -> config_dict.ConfigDict:
     max_length=26,  # tokens; a longer prompt is left out
     columns=config_dict.placeholder(str),
     limit=config_dict.placeholder(int),
+    chat=True,  # plain-text prompts are wrapped in the chat template
   )
   config.ppo = ppo(max_new_tokens=24)
   config.optimizer = common.optimizer(3e-4, schedule="linear")
-  config.loop = common.loop(40)
+  config.loop = common.loop(30)
   config.accumulate = 1
   config.mesh = common.mesh()
   return config

@@ -27,6 +27,7 @@ def get_config() -> config_dict.ConfigDict:
   )
   config.optimizer = common.optimizer(3e-4)
   config.loop = common.loop(120, eval_every=60)
+  config.records = "pairs"  # or "feedback", for kto: {"prompt", "completion", "label"}
   config.accumulate = 1
   config.mesh = common.mesh()
   return config

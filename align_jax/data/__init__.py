@@ -1,6 +1,7 @@
 """Records, their sources, and the way from records to batches."""
 
 from align_jax.data.chat import Encoded, stop_ids
+from align_jax.data.corpus import pad_id
 from align_jax.data.encoding import (
   EncodedPair,
   encode_demonstration,
@@ -36,6 +37,7 @@ __all__ = [
   "COLUMN_MAPS", "Demonstration", "Encoded", "EncodedPair", "Feedback", "Message", "Mixture",
   "Preference", "Prompt", "encode_demonstration", "encode_feedback", "encode_preference",
   "encode_prompt", "encode_response", "feedback_batches", "fingerprint", "mix", "mixture_weights",
+  "pad_id",
   "preference_batches", "prompt_batches", "read_demonstrations", "read_feedback",
   "read_preferences", "read_prompts", "sft_batches", "stop_ids", "to_row", "write",
 ]  # fmt: skip

@@ -90,12 +90,12 @@ def build(
   prompts = np.array([np.argmax(m) if m.any() else len(m) for m in masks], np.int64)
   starts = np.cumsum(lengths) - lengths
   corpus = Corpus(
-    np.concatenate(tokens), np.concatenate(masks), starts, lengths, prompts, _pad_id(tokenizer)
+    np.concatenate(tokens), np.concatenate(masks), starts, lengths, prompts, pad_id(tokenizer)
   )
   return corpus, np.array(kept)
 
 
-def _pad_id(tokenizer: Any) -> int:
+def pad_id(tokenizer: Any) -> int:
   """Any id will do for padding, since masks go by position; without one EOS or 0 serves."""
   for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
     if token is not None:

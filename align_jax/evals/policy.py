@@ -16,8 +16,8 @@ from align_jax.evals.statistics import Estimate
 
 RATES = ("correct", "harmful", "refused", "sycophantic")
 
-# (prompts, responses) -> [n] scores: a world's `gold_rewards`, or a reward model's scores.
-Scorer = Callable[[Sequence[Any], Sequence[str]], np.ndarray]
+# (prompts, Responses) -> [n] scores: a judge of texts, or a reward model of the tokens as sampled.
+Scorer = Callable[[Sequence[Any], "Responses"], np.ndarray]
 # (prompt, response) -> an object whose attributes RATES are bools, or None: not applicable.
 Judge = Callable[[Any, str], Any]
 
@@ -108,7 +108,7 @@ def respond(
     temperature=settings.temperature,
     rng=jax.random.key(settings.seed),
     eos_ids=data.stop_ids(tokenizer),
-    pad_id=tokenizer.pad_token_id,
+    pad_id=data.pad_id(tokenizer),
     lora=policy.lora,
     mesh=mesh,
     prompt_ids=np.arange(len(tokens)),
@@ -151,7 +151,8 @@ def evaluate_policy(
   if not prompts:
     raise InputError("an evaluation needs at least one prompt")
   theirs = reference_responses or respond(reference, prompts, tokenizer, settings, mesh)
-  ours = respond(policy, prompts, tokenizer, settings, mesh)
+  same = policy.params is reference.params and policy.lora is reference.lora
+  ours = theirs if same else respond(policy, prompts, tokenizer, settings, mesh)
   scores, their_scores = _scores(scorer, prompts, ours), _scores(scorer, prompts, theirs)
   judgements = [judge(p, t) for p, t in zip(prompts, ours.texts)] if judge else []
   families = [prompt.meta.get("family", "all") for prompt in prompts]
@@ -186,7 +187,7 @@ def _comparison(scores: np.ndarray, their_scores: np.ndarray) -> dict[str, Any]:
 
 
 def _scores(scorer: Scorer, prompts: Sequence[Any], responses: Responses) -> np.ndarray:
-  scores = np.asarray(scorer(prompts, responses.texts), np.float64)
+  scores = np.asarray(scorer(prompts, responses), np.float64)
   if scores.shape != (len(prompts),):
     raise ValueError(f"the scorer gave shape {scores.shape} for {len(prompts)} responses.")
   return scores

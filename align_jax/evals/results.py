@@ -93,11 +93,12 @@ def save(
   """Writes evaluation.json, and samples.jsonl (one object a prompt) when there are samples."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(to_json(evaluation), indent=2, allow_nan=False)
-  _replace(folder / "evaluation.json", text + "\n")
   if samples:
     lines = (json.dumps(to_json(sample), allow_nan=False) + "\n" for sample in samples)
     _replace(folder / "samples.jsonl", "".join(lines))
+  # Last, because its presence says that the evaluation is done.
+  text = json.dumps(to_json(evaluation), indent=2, allow_nan=False)
+  _replace(folder / "evaluation.json", text + "\n")
 
 
 def load(folder: str | pathlib.Path) -> PolicyEvaluation | RewardEvaluation:

@@ -1,12 +1,13 @@
 """How good a reward model is, and how good any could be on labels as noisy as these."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from align_jax import sampling
 from align_jax.evals import statistics
 from align_jax.evals.results import RewardEvaluation
 from align_jax.evals.statistics import Estimate
@@ -55,25 +56,17 @@ def evaluate_pairs(
 
 
 def response_rewards(
-  model,
-  variables: Mapping[str, Any],
-  head: Any,
-  encoded: Sequence[Any],
-  *,
-  length: int,
-  batch_size: int,
+  model, variables: Mapping[str, Any], head: Any, samples: sampling.Samples, *, batch_size: int
 ) -> np.ndarray:
-  """Rewards [n] of `data.encode_response` records, each padded to `length`."""
-  tokens = np.zeros((len(encoded), length), np.int32)
-  segment_ids, mask = np.zeros_like(tokens), np.zeros(tokens.shape, np.float32)
-  for row, one in enumerate(encoded):
-    end = len(one.tokens)
-    tokens[row, :end], segment_ids[row, :end], mask[row, :end] = one.tokens, 1, one.response_mask
-  rewards = np.zeros(len(encoded), np.float32)
-  for start in range(0, len(encoded), batch_size):
+  """Rewards [n] of responses as they were sampled: one cut short is read where it was cut."""
+  ends = samples.prompt_lengths + samples.lengths
+  segment_ids = (np.arange(samples.tokens.shape[1]) < ends[:, None]).astype(np.int32)
+  mask = np.asarray(samples.response_mask, np.float32)
+  rewards = np.zeros(len(ends), np.float32)
+  for start in range(0, len(ends), batch_size):
     # The last batch is filled with its last row: one shape, one program.
-    rows = np.minimum(np.arange(start, start + batch_size), len(encoded) - 1)
-    arrays = (tokens[rows], segment_ids[rows], mask[rows])
+    rows = np.minimum(np.arange(start, start + batch_size), len(ends) - 1)
+    arrays = (samples.tokens[rows], segment_ids[rows], mask[rows])
     rewards[rows] = np.asarray(_response_scores(model, variables, head, *arrays))
   return rewards
 

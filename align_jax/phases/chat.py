@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 
 from align_jax import data, sampling, sharding
+from align_jax.errors import InputError
 from align_jax.phases import workspace
 from align_jax.sharding import MeshConfig
 
@@ -28,6 +29,8 @@ def run(config: ChatConfig, devices, *, read: Callable[[], str] = input) -> None
   """Answers line by line until an empty line or the end of input; the conversation is remembered."""
   mesh = sharding.make_mesh(config.mesh, devices)
   loaded = workspace.load(config.model, mesh)
+  if loaded.head is not None:
+    raise InputError(f"{config.model} is a reward model; only policies answer")
   messages = [{"role": "system", "content": config.system}] if config.system else []
   turn = 0
   while line := _next_line(read):
@@ -52,7 +55,7 @@ def reply(config: ChatConfig, loaded: workspace.Loaded, messages, turn: int) -> 
     top_p=config.top_p if config.temperature else None,
     rng=jax.random.fold_in(jax.random.key(config.seed), turn),
     eos_ids=data.stop_ids(loaded.tokenizer),
-    pad_id=loaded.tokenizer.pad_token_id,
+    pad_id=data.pad_id(loaded.tokenizer),
   )
   return sampling.decode_texts(samples, loaded.tokenizer)[0]
 

@@ -24,6 +24,7 @@ class EvaluateConfig:
   reference: str | None = None  # what win rate and KL are measured against; needed for a policy
   scorer: str = "gold"  # the microworld's judge, or "reward:<workdir of a reward model>"
   columns: str | None = None
+  chat: bool = True  # plain-text prompts are wrapped in the chat template
   limit: int | None = None
   max_new_tokens: int = 24
   max_prompt_length: int = 1024  # longer prompts lose their beginning
@@ -37,6 +38,7 @@ class EvaluateConfig:
 
 def run(config: EvaluateConfig, path: str, devices) -> None:
   """Writes evaluation.json (and samples.jsonl for a policy) into the workdir."""
+  workspace.single_process("evaluation")
   mesh = sharding.make_mesh(config.mesh, devices)
   folder = pathlib.Path(path)
   init = config.policy or path
@@ -55,10 +57,15 @@ def run(config: EvaluateConfig, path: str, devices) -> None:
 def _evaluate_policy(config: EvaluateConfig, init: str, loaded: workspace.Loaded, mesh):
   if config.reference is None:
     raise InputError("config.reference must name what the policy is compared with")
-  prompts = records.read(config.data, "prompts", columns=config.columns, limit=config.limit)
-  scorer, judge = make_scorer(config, mesh)
+  prompts = records.read(
+    config.data, "prompts", columns=config.columns, limit=config.limit, chat=config.chat
+  )
+  scorer, judge = make_scorer(config, loaded, mesh)
   same = config.reference == init
   reference = loaded if same else workspace.load(config.reference, mesh, dtype=config.dtype)
+  if reference.head is not None:
+    raise InputError(f"config.reference: {config.reference} is a reward model; a policy is needed")
+  workspace.same_vocabulary(loaded, reference, config.reference)
   return policy_lib.evaluate_policy(
     policy_lib.Policy(pathlib.Path(init).name, loaded.model, loaded.params),
     policy_lib.Policy(pathlib.Path(config.reference).name, reference.model, reference.params),
@@ -78,7 +85,7 @@ def _evaluate_policy(config: EvaluateConfig, init: str, loaded: workspace.Loaded
   )
 
 
-def make_scorer(config: EvaluateConfig, mesh):
+def make_scorer(config: EvaluateConfig, loaded: workspace.Loaded, mesh):
   """(scorer, judge): the microworld's gold judge, or a reward model without a judge."""
   if config.scorer == "gold":
     if not records.is_world(config.data):
@@ -86,34 +93,37 @@ def make_scorer(config: EvaluateConfig, mesh):
         "scorer 'gold' judges microworld prompts only; use scorer='reward:<workdir>'"
       )
     world = worlds.Microworld(seed=records.parse_world(config.data).seed)
-    return world.gold_rewards, world.judge
+    return lambda prompts, r: world.gold_rewards(prompts, r.texts), world.judge
   kind, _, init = config.scorer.partition(":")
   if kind != "reward" or not init:
     raise InputError(f"config.scorer must be 'gold' or 'reward:<workdir>', not {config.scorer!r}")
-  return reward_scorer(workspace.load(init, mesh, dtype=config.dtype), config), None
+  scorer = workspace.load(init, mesh, dtype=config.dtype)
+  workspace.same_vocabulary(loaded, scorer, init)
+  return reward_scorer(scorer, config), None
 
 
 def reward_scorer(loaded: workspace.Loaded, config: EvaluateConfig):
   """`(prompts, responses) -> [n]` scores of a reward model."""
   if loaded.head is None:
     raise InputError("the scorer's checkpoint is a policy, not a reward model")
-  length = config.max_prompt_length + config.max_new_tokens
 
   def score(prompts, responses) -> np.ndarray:
-    encoded = [
-      data.encode_response(prompt.prompt, response, loaded.tokenizer, length)
-      for prompt, response in zip(prompts, responses)
-    ]
-    variables = {"params": loaded.params}
+    del prompts  # they are part of the sampled rows
     return reward_model.response_rewards(
-      loaded.model, variables, loaded.head, encoded, length=length, batch_size=config.batch_size
+      loaded.model,
+      {"params": loaded.params},
+      loaded.head,
+      responses.samples,
+      batch_size=config.batch_size,
     )
 
   return score
 
 
 def _evaluate_reward_model(config: EvaluateConfig, loaded: workspace.Loaded, mesh):
-  pairs = records.read(config.data, "preferences", columns=config.columns, limit=config.limit)
+  pairs = records.read(
+    config.data, "preferences", columns=config.columns, limit=config.limit, chat=config.chat
+  )
   batches = data.preference_batches(
     pairs,
     loaded.tokenizer,

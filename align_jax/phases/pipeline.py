@@ -53,13 +53,14 @@ def resolve(value, root: str):
 
 def run(settings: dict[str, Any], path: str, devices) -> pathlib.Path:
   """Runs what is not done yet under `path` and returns the report."""
-  config = config_lib.build(PipelineConfig, resolve(settings, str(path)))
+  config = config_lib.build(PipelineConfig, resolve(settings, str(pathlib.Path(path))))
   root = workdir.open_workdir(path, "pipeline", config_lib.to_dict(config))
   for task in tasks(config, root):
     name = task.folder.name
     if task.train and not workdir.is_finished(task.folder):
       print(f"== {name}: training", flush=True)
       task.train(task.config, str(task.folder), devices)
+      (task.folder / "evaluation.json").unlink(missing_ok=True)
     if not (task.folder / "evaluation.json").exists():
       print(f"== {name}: evaluating", flush=True)
       evaluate.run(task.evaluation, str(task.folder), devices)

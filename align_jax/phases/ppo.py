@@ -20,9 +20,10 @@ class PromptSection:
 
   train: str  # a file, a folder, hf:org/name:split, or "microworld:seed=0,n=1000"
   batch_size: int  # rollouts an iteration
-  max_length: int  # tokens; longer prompts lose their beginning
+  max_length: int  # tokens; longer prompts are left out
   columns: str | None = None
   limit: int | None = None
+  chat: bool = True  # plain-text prompts are wrapped in the chat template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +45,21 @@ class PpoConfig:
       raise InputError("PPO needs a trained model: model.init cannot be scratch")
     if self.model.logits_chunk is not None:
       raise InputError("model.logits_chunk is not used by PPO; set ppo.logits_chunk")
+    if self.loop.eval_every:
+      raise InputError("loop.eval_every is not used by PPO, which logs its scores at every step")
 
 
 def run(config: PpoConfig, path: str, devices) -> None:
   """Trains and leaves a finished workdir at `path`; resumes one that was interrupted."""
+  workspace.single_process("PPO")
   mesh = sharding.make_mesh(config.mesh, devices)
   folder = workdir.open_workdir(path, "ppo", config_lib.to_dict(config))
+  if workdir.is_finished(folder):
+    return
   section = config.prompts
-  prompts = records.read(section.train, "prompts", columns=section.columns, limit=section.limit)
+  prompts = records.read(
+    section.train, "prompts", columns=section.columns, limit=section.limit, chat=section.chat
+  )
   workspace.check_batch(section.batch_size, config.accumulate * config.ppo.minibatches, mesh)
   batches = data.prompt_batches(
     prompts,
@@ -64,6 +72,7 @@ def run(config: PpoConfig, path: str, devices) -> None:
   judge = workspace.load(config.reward_model, mesh, dtype=config.model.dtype)
   if judge.head is None:
     raise InputError(f"{config.reward_model} is not a reward model")
+  workspace.same_vocabulary(loaded, judge, config.reward_model)
   trainable, frozen, models = _weights(config, loaded, judge, mesh)
   tx = optimizer.make_optimizer(config.optimizer, config.loop.steps * config.ppo.updates)
   iterate = rl.make_iteration(
@@ -97,7 +106,9 @@ def run(config: PpoConfig, path: str, devices) -> None:
     config=config.loop,
     workdir=folder,
     metadata=lineage.metadata(),
-    hooks=loop.Hooks(check_first=rl.check_identity),
+    hooks=loop.Hooks(
+      check_first=lambda values: rl.check_identity(values, dtype=config.model.dtype)
+    ),
   )
   lineage.write(folder, config.loop.steps)
 

@@ -47,6 +47,7 @@ def parse_world(source: str) -> WorldSource:
 
 
 READERS = {
+  "feedback": data.read_feedback,
   "demonstrations": data.read_demonstrations,
   "preferences": data.read_preferences,
   "prompts": data.read_prompts,
@@ -81,12 +82,14 @@ def parse_columns(text: str | None):
   return {ours: tuple(theirs.split("+")) for ours, _, theirs in pairs}
 
 
-def read_split(section: DataSection, kind: str):
+def read_split(section: DataSection, kind: str, eval_kind: str | None = None):
   """(training records or their mixture, held-out records or None) of a data section."""
   options = {"columns": section.columns, "chat": section.chat, "invalid": section.invalid}
   parts = {}
   for part in section.train.split(" + "):
     source, _, weight = part.partition("*")
+    if source in parts or (weight and part == section.train):
+      raise InputError(f"{section.train!r}: a mixture has two or more parts, each named once")
     parts[source] = (read(source, kind, limit=section.limit, **options), weight)
   if len(parts) == 1:
     training = next(iter(parts.values()))[0]
@@ -94,7 +97,8 @@ def read_split(section: DataSection, kind: str):
     training = _mixture(section.train, parts)
   if section.eval is None:
     return training, None
-  return training, read(section.eval, kind, limit=section.eval_limit, **options)
+  held_out = read(section.eval, eval_kind or kind, limit=section.eval_limit, **options)
+  return training, held_out
 
 
 def _mixture(text: str, parts) -> data.Mixture:
@@ -120,5 +124,7 @@ def _generate(source: WorldSource, kind: str):
     return world.demonstrations(source.n, split=source.split, seed=source.draw)
   if kind == "prompts":
     return world.prompts(source.n, split=source.split, seed=source.draw)
+  if kind == "feedback":
+    raise InputError("the microworld draws pairs: leave config.records at 'pairs'")
   labeller = worlds.Labeller(**{k: getattr(source, k) for k in LABELLER_SETTINGS})
   return world.preferences(source.n, split=source.split, labeller=labeller, seed=source.draw)

@@ -4,6 +4,7 @@ import dataclasses
 
 from align_jax import config as config_lib
 from align_jax import data, sharding
+from align_jax.errors import InputError
 from align_jax.phases import records, train, workspace
 from align_jax.phases.sections import DataSection, ModelSection
 from align_jax.sharding import MeshConfig
@@ -26,11 +27,19 @@ class RewardConfig:
   accumulate: int = 1
   mesh: MeshConfig = MeshConfig()
 
+  def __post_init__(self):
+    if self.model.init == "scratch":
+      raise InputError("a reward model needs a trained trunk: model.init cannot be scratch")
+    if self.model.logits_chunk is not None:
+      raise InputError("model.logits_chunk is not used by a reward model, which has no logits")
+
 
 def run(config: RewardConfig, path: str, devices) -> None:
   """Trains and leaves a finished workdir at `path`; resumes one that was interrupted."""
   mesh = sharding.make_mesh(config.mesh, devices)
   folder = workdir.open_workdir(path, "reward", config_lib.to_dict(config))
+  if workdir.is_finished(folder):
+    return
   pairs, held_out = records.read_split(config.data, "preferences")
   workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
   batches = train.pair_batches(config, workspace.tokenizer_of(config.model))

@@ -17,6 +17,16 @@ class ScratchConfig:
   mlp_dim: int
   max_length: int  # positions
 
+  def __post_init__(self):
+    sizes = (self.layers, self.embed_dim, self.heads, self.kv_heads, self.mlp_dim, self.max_length)
+    if min(sizes) < 1 or self.heads % self.kv_heads or self.embed_dim % (2 * self.heads):
+      raise InputError(
+        "model.scratch: sizes must be positive, kv_heads divide heads, and 2 * heads divide embed_dim"
+      )
+
+
+LORA_TARGETS = ("query", "key", "value", "out", "gate", "up", "down")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
@@ -24,13 +34,16 @@ class LoraConfig:
 
   rank: int = 0  # 0 trains all weights
   alpha: float = 32.0  # the adapter is scaled by alpha / rank
-  targets: tuple[str, ...] = ("query", "key", "value", "out", "gate", "up", "down")
+  targets: tuple[str, ...] = LORA_TARGETS
 
   def __post_init__(self):
     if self.rank < 0 or self.alpha <= 0 or not self.targets:
       raise InputError(
         "lora.rank must not be negative, lora.alpha positive, lora.targets not empty"
       )
+    unknown = sorted(set(self.targets) - set(LORA_TARGETS))
+    if unknown:
+      raise InputError(f"lora.targets: {unknown[0]!r} is none of {', '.join(LORA_TARGETS)}")
 
   @property
   def scale(self) -> float:
@@ -54,6 +67,10 @@ class ModelSection:
     if (self.init == "scratch") != (self.scratch is not None):
       raise InputError(
         f"model.scratch is for model.init='scratch' and needed there, but init is {self.init!r}"
+      )
+    if self.scratch is not None and self.lora.rank:
+      raise InputError(
+        "model.lora adapts a trained model: with model.init='scratch' its rank must be 0"
       )
 
 

@@ -32,6 +32,8 @@ def run(config: SftConfig, path: str, devices) -> None:
   """Trains and leaves a finished workdir at `path`; resumes one that was interrupted."""
   mesh = sharding.make_mesh(config.mesh, devices)
   folder = workdir.open_workdir(path, "sft", config_lib.to_dict(config))
+  if workdir.is_finished(folder):
+    return
   section = config.data
   train_records, eval_records = records.read_split(section, "demonstrations")
   workspace.check_batch(section.batch_size, config.accumulate, mesh)

@@ -109,8 +109,10 @@ def feedback_batches(config, tokenizer) -> Callable:
   section = config.data
 
   def make(source):
+    if isinstance(source, data.Mixture):
+      raise InputError("kto takes records of one source, not a mixture")
     return data.feedback_batches(
-      as_feedback(source),
+      source if isinstance(source[0], data.Feedback) else as_feedback(source),
       tokenizer,
       length=section.length,
       batch_size=section.batch_size,
@@ -124,8 +126,6 @@ def feedback_batches(config, tokenizer) -> Callable:
 
 def as_feedback(pairs) -> list[data.Feedback]:
   """Every pair as two unpaired records: thumb up for the chosen response, down for the rejected."""
-  if isinstance(pairs, data.Mixture):
-    raise InputError("kto takes pairs of one source, not a mixture")
   soft = next((pair for pair in pairs if pair.label_prob != 1.0), None)
   if soft is not None:
     raise InputError(

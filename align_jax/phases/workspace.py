@@ -29,8 +29,10 @@ def load(init: str, mesh, *, dtype: str = "float32", remat: str = "none") -> Loa
   """The model that `init` names: a finished phase's workdir (adapters merged), a folder or a name."""
   folder = pathlib.Path(init)
   if not (folder / "model.json").exists():
-    model, params = models.load_pretrained(init, mesh=mesh)
+    model, params = models.load_pretrained(init, dtype="float32", mesh=mesh)
     return Loaded(_compute_as(model, dtype, remat), params, models.load_tokenizer(init))
+  if not workdir.is_finished(folder):
+    raise InputError(f"{init} is a run that has not finished: run its command again first")
   description = workdir.read_json(folder / "model.json")
   config = config_lib.build(models.ModelConfig, description["model"], "model")
   model = _compute_as(models.Transformer(config), dtype, remat)
@@ -85,6 +87,7 @@ def tokenizer_of(section: ModelSection):
 
 
 def scratch_config(scratch: ScratchConfig, vocab_size: int) -> models.ModelConfig:
+  """The Llama config of a scratch section; sizes were checked when the section was built."""
   return models.ModelConfig(
     vocab_size=vocab_size,
     embed_dim=scratch.embed_dim,
@@ -114,6 +117,12 @@ def check_batch(rows: int, accumulate: int, mesh):
       f"a batch of {rows} rows does not split into accumulate = {accumulate} parts over "
       f"{ways} devices (mesh data x fsdp)"
     )
+
+
+def same_vocabulary(policy: Loaded, other: Loaded, name: str):
+  """Raises InputError unless `other` reads the policy's tokens as the policy means them."""
+  if policy.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+    raise InputError(f"{name} has another vocabulary than the policy: it cannot score its tokens")
 
 
 def _compute_as(model, dtype: str, remat: str):
@@ -173,6 +182,12 @@ def new_head(model, mesh, seed: int):
   return init(jax.random.key(seed))
 
 
+def single_process(what: str):
+  """Raises InputError on several hosts, for what works within one process only."""
+  if jax.process_count() > 1:
+    raise InputError(f"{what} works within one process; several hosts are not supported yet")
+
+
 def describe(
   folder: pathlib.Path, loaded: Loaded, section: ModelSection, kind: str, inside: str | None = None
 ):
@@ -180,6 +195,8 @@ def describe(
 
   `inside` names the part of the trained parameters that is the policy, if there are others.
   """
+  if jax.process_index() != 0:
+    return
   workdir.write_json(
     folder / "model.json",
     {

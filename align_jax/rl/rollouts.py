@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax import models, sampling
+from align_jax import data, models, sampling
 from align_jax.training import objectives
 
 
@@ -72,7 +72,7 @@ def sample_rollout(
     lengths=batch["lengths"],
     max_new_tokens=max_new_tokens,
     eos_ids=eos_ids,
-    pad_id=tokenizer.pad_token_id,
+    pad_id=data.pad_id(tokenizer),
     rng=rng,
     temperature=temperature,
     lora=policy_variables.get("lora"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,6 +97,13 @@ def generate(
   if ids.shape != lengths.shape:
     raise InputError(f"there are {len(tokens)} prompts and {ids.size} prompt_ids")
   rows = row_bucket(len(tokens), batch_size)
+  if mesh is not None:
+    if jax.process_count() > 1:
+      raise InputError(
+        "generate works within one process: sampling on several hosts is not built yet"
+      )
+    ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    rows = -(-rows // ways) * ways
   run = functools.partial(
     generate_rows,
     model,

@@ -8,6 +8,10 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from align_jax.errors import InputError
 from align_jax.training import metrics as metrics_lib
 from align_jax.training.checkpoints import Checkpoints
@@ -68,10 +72,11 @@ def fit(
       state, metrics = step(state, put(next(batches)))
       log.after_dispatch(t, metrics)
       due = config.checkpoint_every and (t + 1) % config.checkpoint_every == 0
-      if due or stop.requested:
+      stopping = _any_host(stop.requested)
+      if due or stopping:
         log.flush()
         checkpoints.save(t + 1, state, batches, metadata=metadata)
-      if stop.requested:
+      if stopping:
         checkpoints.close()
         raise SystemExit(RESUME_STATUS)
     log.flush()
@@ -79,6 +84,13 @@ def fit(
       log.evaluation(config.steps, hooks.evaluate(state.params))
     checkpoints.save(config.steps, state, batches, metadata=metadata)
   return state
+
+
+def _any_host(flag: bool) -> bool:
+  """Whether any host was asked to stop: all of them must save the same step."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 class _Log:
@@ -98,6 +110,7 @@ class _Log:
   def evaluation(self, step: int, values: dict[str, float]):
     self.flush()
     self._writer.write(step, {f"eval/{k}": v for k, v in values.items()})
+    self._watch.lap()  # the next rate is that of training alone
 
   def flush(self):
     if self._pending is None:

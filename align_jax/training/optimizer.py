@@ -76,7 +76,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def _is_matrix(params):
   # A norm stacked over layers is [layers, d]; it is still a vector.
   def decays(path, x):
-    stacked = any("layers" in str(getattr(k, "key", k)) for k in path)
-    return x.ndim - stacked >= 2
+    names = [str(getattr(k, "key", k)) for k in path]
+    return x.ndim - ("layers" in names) >= 2 and not names[-1].endswith("_bias")
 
   return jax.tree_util.tree_map_with_path(decays, params)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
+
 from align_jax import config as config_lib
 from align_jax.errors import InputError
 
@@ -33,7 +35,12 @@ def open_workdir(path: str | pathlib.Path, phase: str, settings: dict[str, Any])
 
 
 def write_json(file: pathlib.Path, value):
-  """Replaces the file in one move, so that a killed run leaves the old one or the new one."""
+  """Replaces the file in one move: a killed run leaves the old one or the new one.
+
+  Only the first process writes.
+  """
+  if jax.process_index() != 0:
+    return
   part = file.with_suffix(file.suffix + ".part")
   part.write_text(json.dumps(value, indent=2) + "\n")
   part.replace(file)

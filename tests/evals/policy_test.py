@@ -14,6 +14,11 @@ from align_jax.evals import policy, results
 SETTINGS = policy.SamplingSettings(max_new_tokens=6, batch_size=8)
 
 
+def gold(world):
+  """The world's judge as a scorer."""
+  return lambda prompts, responses: world.gold_rewards(prompts, responses.texts)
+
+
 @pytest.fixture(scope="module")
 def ground():
   world = worlds.Microworld()
@@ -40,7 +45,7 @@ def ground():
 def run(ground, ours, theirs, **options):
   world, tokenizer, prompts, *_ = ground
   return policy.evaluate_policy(
-    ours, theirs, prompts, tokenizer, world.gold_rewards, SETTINGS, judge=world.judge, **options
+    ours, theirs, prompts, tokenizer, gold(world), SETTINGS, judge=world.judge, **options
   )
 
 
@@ -148,4 +153,4 @@ def test_settings_without_an_answer_are_refused(ground):
   with pytest.raises(InputError, match="temperature must be positive"):
     policy.SamplingSettings(max_new_tokens=4, temperature=0.0)
   with pytest.raises(InputError, match="at least one prompt"):
-    policy.evaluate_policy(dpo, sft, [], tokenizer, world.gold_rewards, SETTINGS)
+    policy.evaluate_policy(dpo, sft, [], tokenizer, gold(world), SETTINGS)

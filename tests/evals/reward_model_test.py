@@ -1,13 +1,12 @@
 """The evaluation of reward models, on pairs whose numbers can be counted by hand or by integral."""
 
-import functools
 import math
 
 import jax
 import numpy as np
 import pytest
 
-from align_jax import data, models
+from align_jax import models, sampling
 from align_jax.evals import reward_model
 
 
@@ -82,20 +81,25 @@ def test_nothing_to_evaluate_is_refused(margins):
 
 
 def test_responses_score_alike_in_any_batch_and_padding(tiny_model):
-  """Scores of single responses: one row at a time by hand, in batches, and with more padding."""
+  """Scores of sampled rows: one at a time by hand, in batches, and with more padding."""
   model, params = tiny_model
   head = models.init_scalar_head(jax.random.key(1), 32)
   rng = np.random.default_rng(0)
-  rows = []
-  for size in (3, 9, 6, 7, 5):
-    mask = np.arange(size) >= 2
-    rows.append(data.Encoded(rng.integers(1, 64, size).astype(np.int32), mask))
-  score = functools.partial(reward_model.response_rewards, model, {"params": params}, head, rows)
-  by_hand = [
-    models.scalar_head(head, model.apply({"params": params}, r.tokens[None], method="hidden"))[
-      0, -1
-    ]
-    for r in rows
-  ]
-  np.testing.assert_allclose(score(length=9, batch_size=2), by_hand, atol=1e-5)
-  np.testing.assert_allclose(score(length=14, batch_size=8), by_hand, atol=1e-5)
+  prompts, responses = np.array([3, 2, 5, 1, 2]), np.array([3, 6, 1, 4, 2])
+  tokens = rng.integers(1, 64, (5, 9)).astype(np.int32)
+  by_hand = []
+  for row, end in zip(tokens, prompts + responses):
+    hidden = model.apply({"params": params}, row[None, :end], method="hidden")
+    by_hand.append(models.scalar_head(head, hidden)[0, -1])
+
+  def scores(width, batch_size):
+    places = np.arange(width)
+    mask = (places >= prompts[:, None]) & (places < (prompts + responses)[:, None])
+    wide = np.pad(tokens, ((0, 0), (0, width - 9)), constant_values=7)
+    samples = sampling.Samples(wide, prompts, mask, np.zeros(wide.shape), np.ones(5, bool))
+    return reward_model.response_rewards(
+      model, {"params": params}, head, samples, batch_size=batch_size
+    )
+
+  np.testing.assert_allclose(scores(9, 2), by_hand, atol=1e-5)
+  np.testing.assert_allclose(scores(14, 8), by_hand, atol=1e-5)

@@ -95,6 +95,7 @@ FILES = {
     [{"prompt": "a", "chosne": "b", "rejected": "c"}],
     r"pairs.jsonl:1: .*'chosne'.*'chosen'",
   ),
+  "margin for dpo": ([GOOD | {"margin": 1.0}], r"pairs.jsonl:1: field 'margin' is not used by dpo"),
   "not an object": (["[1, 2]"], r"pairs.jsonl:1: "),
 }
 
@@ -140,10 +141,23 @@ def test_microworld_source(tmp_path, source, message):
   [
     ("preference", {"objective__name": "dop"}, "objective.name must be one of .*'dop'"),
     ("preference", {"objective__tau": 0.1}, "objective.tau is not used"),
+    ("preference", {"records": "feedback"}, "dpo learns from pairs"),
+    ("preference", {"data__train": "microworld:n=4 + microworld:n=4"}, "each named once"),
+    ("preference", {"data__train": "microworld:n=4*2"}, "two or more parts"),
+    (
+      "preference",
+      {"data__train": "microworld:n=4*2 + microworld:n=5"},
+      "give every part a weight",
+    ),
     ("preference", {"data__batch_size": 10, "accumulate": 4}, "10 rows does not split"),
     ("preference", {"mesh__data": 3}, "does not cover the 1 devices"),
     ("sft", {"optimizer__name": "adan"}, "optimizer.name"),
     ("sft", {"loop__steps": 0}, "loop.steps"),
+    ("sft", {"model__lora__rank": 4}, "model.lora adapts a trained model"),
+    ("sft", {"model__scratch__kv_heads": 3}, "model.scratch: sizes"),
+    ("preference", {"model__lora__targets": ("q_proj",)}, "lora.targets: 'q_proj'"),
+    ("ppo", {"loop__eval_every": 5}, "loop.eval_every is not used"),
+    ("reward", {"model__logits_chunk": 8}, "logits_chunk is not used"),
     ("sft", {"model__init": "smollm2"}, "model.scratch"),
     ("ppo", {"ppo__temperature": 0.0}, "temperature must be positive"),
     ("ppo", {"ppo__kl_coef": 0.0, "ppo__kl_target": 6.0}, "kl_target"),
@@ -180,6 +194,7 @@ def phase_folder(tmp_path, kind="policy", **model):
     "inside": None,
   }
   (folder / "model.json").write_text(json.dumps(description))
+  (folder / "lineage.json").write_text("{}")  # says that the phase is finished
   return folder
 
 
@@ -195,6 +210,13 @@ def test_phase_without_checkpoint(tmp_path):
 def tiny_state(tiny_model):
   key = jax.random.key(0)
   return train_state.TrainState(jax.numpy.zeros((), "int32"), tiny_model[1], (), key)
+
+
+def test_phase_that_has_not_finished(tmp_path):
+  folder = phase_folder(tmp_path)
+  (folder / "lineage.json").unlink()
+  shutil.copytree(hf_folder(tmp_path, {}), folder / "tokenizer")
+  fails("has not finished", "preference", tmp_path, **two_pairs(tmp_path), model__init=str(folder))
 
 
 def test_checkpoint_of_another_model(tmp_path, tiny_state):
