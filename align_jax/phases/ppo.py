@@ -56,6 +56,43 @@ def run(config: PpoConfig, path: str, devices) -> None:
   folder = workdir.open_workdir(path, "ppo", config_lib.to_dict(config))
   if workdir.is_finished(folder):
     return
+  prompts, batches = _prompts(config, mesh)
+  loaded = workspace.start(config.model, mesh, seed=config.seed)
+  judge = workspace.load(config.reward_model, mesh, dtype=config.model.dtype)
+  if judge.head is None:
+    raise InputError(f"{config.reward_model} is not a reward model")
+  workspace.same_vocabulary(loaded, judge, config.reward_model)
+  trainable, frozen, models = _weights(config, loaded, judge, mesh)
+  tx = optimizer.make_optimizer(config.optimizer, config.loop.steps * config.ppo.updates)
+  iterate = rl.make_iteration(
+    *models,
+    config=config.ppo,
+    tx=tx,
+    rewards=_rewards(config.prompts.train, judge, mesh),
+    prompts=prompts,
+    tokenizer=loaded.tokenizer,
+    eos_ids=data.stop_ids(loaded.tokenizer),
+    mesh=mesh,
+    accumulate=config.accumulate,
+  )
+  workspace.describe(folder, loaded, config.model, "policy", inside="policy")
+  lineage = workspace.Lineage("ppo", _parents(config, loaded, judge), data.fingerprint(prompts))
+  loop.fit(
+    rl.create_state(trainable, tx, config.ppo, config.seed, mesh),
+    name="ppo",
+    step=lambda state, batch: iterate(state, frozen, batch)[:2],
+    batches=batches,
+    put=lambda batch: batch,  # prompts go to the device inside the sampler
+    config=config.loop,
+    workdir=folder,
+    metadata=lineage.metadata(),
+    hooks=loop.Hooks(check_first=lambda v: rl.check_identity(v, dtype=config.model.dtype)),
+  )
+  lineage.write(folder, config.loop.steps)
+
+
+def _prompts(config: PpoConfig, mesh):
+  """(prompt records, their endless batches), checked before any weight is loaded."""
   section = config.prompts
   prompts = records.read(
     section.train, "prompts", columns=section.columns, limit=section.limit, chat=section.chat
@@ -68,49 +105,12 @@ def run(config: PpoConfig, path: str, devices) -> None:
     batch_size=section.batch_size,
     seed=config.seed,
   )
-  loaded = workspace.start(config.model, mesh, seed=config.seed)
-  judge = workspace.load(config.reward_model, mesh, dtype=config.model.dtype)
-  if judge.head is None:
-    raise InputError(f"{config.reward_model} is not a reward model")
-  workspace.same_vocabulary(loaded, judge, config.reward_model)
-  trainable, frozen, models = _weights(config, loaded, judge, mesh)
-  tx = optimizer.make_optimizer(config.optimizer, config.loop.steps * config.ppo.updates)
-  iterate = rl.make_iteration(
-    *models,
-    config=config.ppo,
-    tx=tx,
-    rewards=_rewards(section.train, judge, mesh),
-    prompts=prompts,
-    tokenizer=loaded.tokenizer,
-    eos_ids=data.stop_ids(loaded.tokenizer),
-    mesh=mesh,
-    accumulate=config.accumulate,
-  )
-  workspace.describe(folder, loaded, config.model, "policy", inside="policy")
-  lineage = workspace.Lineage(
-    "ppo",
-    workspace.parents(
-      policy=(config.model.init, loaded),
-      ref=(config.model.init, loaded),
-      reward_model=(config.reward_model, judge),
-      value=(config.reward_model, judge),
-    ),
-    data.fingerprint(prompts),
-  )
-  loop.fit(
-    rl.create_state(trainable, tx, config.ppo, config.seed, mesh),
-    name="ppo",
-    step=lambda state, batch: iterate(state, frozen, batch)[:2],
-    batches=batches,
-    put=lambda batch: batch,  # prompts go to the device inside the sampler
-    config=config.loop,
-    workdir=folder,
-    metadata=lineage.metadata(),
-    hooks=loop.Hooks(
-      check_first=lambda values: rl.check_identity(values, dtype=config.model.dtype)
-    ),
-  )
-  lineage.write(folder, config.loop.steps)
+  return prompts, batches
+
+
+def _parents(config: PpoConfig, loaded, judge):
+  policy, reward_model = (config.model.init, loaded), (config.reward_model, judge)
+  return workspace.parents(policy=policy, ref=policy, reward_model=reward_model, value=reward_model)
 
 
 def _weights(config: PpoConfig, loaded, judge, mesh):
