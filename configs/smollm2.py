@@ -22,8 +22,8 @@ def get_config(folder: str = "") -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.start = "smollm2"
   config.sft = config_dict.placeholder(dict)  # the model is instruction-tuned already
-  config.reward = _pairs(reward.get_config(), folder, steps=40)
-  config.preference = config_dict.create(dpo=_pairs(preference.get_config(), folder, steps=40))
+  config.reward = _pairs(reward.get_config(), folder, steps=30)
+  config.preference = config_dict.create(dpo=_pairs(preference.get_config(), folder, steps=30))
   config.ppo = _ppo(folder)
   config.evaluation = _evaluation(os.path.join(folder, "dev.jsonl"), limit=48)
   config.evaluation.scorer = "reward:@reward"
@@ -59,7 +59,7 @@ def _ppo(folder: str):
   config.ppo.epochs = 1
   config.ppo.minibatches = 2
   config.optimizer = common.optimizer(2e-4, schedule="constant")
-  config.loop = common.loop(12, checkpoint_every=4)
+  config.loop = common.loop(10, checkpoint_every=5)
   return config
 
 

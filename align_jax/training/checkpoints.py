@@ -60,8 +60,9 @@ def load_params(workdir: str | pathlib.Path, abstract_params, *, step: int | Non
   """Only the parameters of a phase's checkpoint, straight onto the shardings of `abstract_params`."""
   step = latest_step(workdir) if step is None else step
   folder = epath.Path(workdir) / "checkpoints" / str(step)
-  loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
-  with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+  context = ocp.Context()
+  context.pytree.loading.partial_load = True  # the optimizer's moments stay on disk
+  with context:
     try:
       state = ocp.load(folder, {"params": abstract_params}, checkpointable_name="state")
     except (ValueError, KeyError) as error:
