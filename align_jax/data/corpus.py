@@ -97,6 +97,5 @@ def build(
 
 def pad_id(tokenizer: Any) -> int:
   """Any id will do for padding, since masks go by position; without one EOS or 0 serves."""
-  for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
-    if token is not None:
-      return int(token)
+  known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+  return int(next(known))

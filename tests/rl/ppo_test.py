@@ -26,6 +26,7 @@ class Tokenizer:
   """Numbers for words; the EOS is a special token."""
 
   pad_token_id = PAD
+  eos_token_id = EOS
 
   def decode(self, ids, skip_special_tokens):
     return " ".join(str(i) for i in ids if not (skip_special_tokens and i == EOS))

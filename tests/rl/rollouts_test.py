@@ -16,6 +16,7 @@ class Tokenizer:
   """Pads with the EOS, as many real tokenizers must."""
 
   pad_token_id = 1
+  eos_token_id = 1
 
   def decode(self, ids, skip_special_tokens):
     return " ".join(map(str, ids))
