@@ -69,6 +69,7 @@ def _evaluation(data: str, limit: int):
   config.columns = COLUMNS
   config.limit = limit
   config.max_new_tokens = 48
+  config.temperature = 0.7  # what one would chat with; KL is of the tempered distributions
   config.max_prompt_length = 80
   config.length = LENGTH
   config.batch_size = 16
