@@ -1,5 +1,6 @@
 """Orbax checkpoints of a phase: its state, its data iterator, and what the next phase loads."""
 
+import os
 import pathlib
 
 from etils import epath
@@ -18,7 +19,7 @@ class Checkpoints:
 
   def __init__(self, workdir: str | pathlib.Path, *, keep: int):
     self._checkpointer = ocp.training.Checkpointer(
-      epath.Path(workdir) / "checkpoints",
+      _folder(workdir),
       preservation_policy=ocp.training.preservation_policies.LatestN(keep),
       cleanup_tmp_directories=True,
     )
@@ -45,9 +46,15 @@ class Checkpoints:
     self._checkpointer.close()
 
 
+def _folder(workdir: str | pathlib.Path) -> epath.Path:
+  """Orbax writes to absolute paths only; a bucket's path is one already."""
+  absolute = workdir if "://" in str(workdir) else os.path.abspath(workdir)
+  return epath.Path(absolute) / "checkpoints"
+
+
 def latest_step(workdir: str | pathlib.Path) -> int:
   """The newest complete checkpoint of a phase; raises InputError when there is none."""
-  folder = epath.Path(workdir) / "checkpoints"
+  folder = _folder(workdir)
   steps = []
   if folder.exists():
     steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
@@ -59,7 +66,7 @@ def latest_step(workdir: str | pathlib.Path) -> int:
 def load_params(workdir: str | pathlib.Path, abstract_params, *, step: int | None = None):
   """Only the parameters of a phase's checkpoint, straight onto the shardings of `abstract_params`."""
   step = latest_step(workdir) if step is None else step
-  folder = epath.Path(workdir) / "checkpoints" / str(step)
+  folder = _folder(workdir) / str(step)
   context = ocp.Context()
   context.pytree.loading.partial_load = True  # the optimizer's moments stay on disk
   with context:

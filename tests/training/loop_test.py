@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pathlib
 import signal
 
 import grain
@@ -13,7 +14,7 @@ import pytest
 
 from align_jax import sharding
 from align_jax.losses import Mean
-from align_jax.training import loop, metrics, state, step, workdir
+from align_jax.training import checkpoints, loop, metrics, state, step, workdir
 from align_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 ROWS, EPOCH = 4, 3  # 12 records, so an epoch ends at steps 3, 6, 9
@@ -137,6 +138,16 @@ def test_a_killed_run_repeats_no_line(tmp_path, mesh, compiled, whole):
   run(tmp_path, 9, mesh, compiled, checkpoint_every=2)
   assert lines(tmp_path)[-1]["loss"] == lines(whole[0])[-1]["loss"]
   assert [line["step"] for line in lines(tmp_path)] == list(range(9))
+
+
+def test_a_relative_workdir_is_as_good(tmp_path, monkeypatch, mesh, compiled):
+  """The README's commands name one: Orbax itself would refuse it."""
+  monkeypatch.chdir(tmp_path)
+  run(pathlib.Path("runs"), 4, mesh, compiled, checkpoint_every=2)
+  final = run(pathlib.Path("runs"), 9, mesh, compiled, checkpoint_every=2)
+  assert int(final.step) == 9 and checkpoints.latest_step("runs") == 9
+  loaded = checkpoints.load_params("runs", state.abstract_state(final.params))
+  np.testing.assert_array_equal(loaded["w"], final.params["w"])
 
 
 def test_old_checkpoints_go_and_the_newest_stay(tmp_path, mesh, compiled):
