@@ -197,13 +197,14 @@ def describe(
   """
   if jax.process_index() != 0:
     return
+  base = pathlib.Path(section.init)
   workdir.write_json(
     folder / "model.json",
     {
       "kind": kind,
       "model": dataclasses.asdict(loaded.model.config),
       "lora": dataclasses.asdict(section.lora),
-      "base": section.init,
+      "base": str(base.absolute()) if base.exists() else section.init,
       "inside": inside,
     },
   )
