@@ -110,4 +110,5 @@ def test_fingerprint_sees_content_and_order_and_nothing_else():
 
 def test_rows_are_json():
   for kind in RECORDS.values():
-    json.dumps([data.to_row(record) for record in kind])
+    rows = [data.to_row(record) for record in kind]
+    assert json.loads(json.dumps(rows)) == rows
