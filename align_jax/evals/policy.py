@@ -11,10 +11,8 @@ import numpy as np
 from align_jax import data, models, sampling
 from align_jax.errors import InputError
 from align_jax.evals import statistics
-from align_jax.evals.results import PolicyEvaluation, Sample
+from align_jax.evals.results import RATES, PolicyEvaluation, Sample
 from align_jax.evals.statistics import Estimate
-
-RATES = ("correct", "harmful", "refused", "sycophantic")
 
 # (prompts, Responses) -> [n] scores: a judge of texts, or a reward model of the tokens as sampled.
 Scorer = Callable[[Sequence[Any], "Responses"], np.ndarray]

@@ -18,7 +18,6 @@ from align_jax.evals.statistics import Estimate
 
 _ORDER = ("start", "sft", "reward", "dpo", "ipo", "kto", "ppo")
 _FILES = ("config.json", "metrics.jsonl", "evaluation.json", "lineage.json")
-_RATES = ("correct", "harmful", "refused", "sycophantic")
 _PROMPTS = 12  # shown with all answers, spread evenly over the families
 _PAIRWISE = ("dpo", "ipo", "kto", "reward")  # their accuracy has one half as chance
 
@@ -117,7 +116,9 @@ def draw(runs: Mapping[str, Run]) -> dict[str, Picture]:
   figures = []
   if any(not e.is_reference for e in policies.values()):
     figures.append(("frontier", plots.frontier(policies), _frontier_alt(policies)))
-  rates = [r for r in _RATES if any(r in e.families.get("all", {}) for e in policies.values())]
+  rates = [
+    r for r in results.RATES if any(r in e.families.get("all", {}) for e in policies.values())
+  ]
   if policies:
     figures.append(("lengths", plots.lengths(policies), "Mean response length of every policy"))
     if len(next(iter(policies.values())).families) > 2:
@@ -247,7 +248,7 @@ def by_family(policies: Mapping[str, PolicyEvaluation]) -> list[dict[str, Any]]:
 def _cell(rates: Mapping[str, Estimate]) -> dict[str, Any]:
   others = [
     f"{100 * rates[name].value:.0f} % {name}"
-    for name in _RATES[1:]
+    for name in results.RATES[1:]
     if name in rates and rates[name].value > 0
   ]
   correct = rates["correct"].value if "correct" in rates else math.nan

@@ -10,6 +10,7 @@ from align_jax import config as config_lib
 from align_jax.errors import InputError
 from align_jax.evals.statistics import CalibrationBin, Estimate, WinRate
 
+RATES = ("correct", "harmful", "refused", "sycophantic")  # what a judge says of a response
 _ESTIMATE_FIELDS = {field.name for field in dataclasses.fields(Estimate)}
 
 

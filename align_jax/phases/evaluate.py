@@ -43,15 +43,12 @@ def run(config: EvaluateConfig, path: str, devices) -> None:
   folder = pathlib.Path(path)
   init = config.policy or path
   loaded = workspace.load(init, mesh, dtype=config.dtype)
-  settings = config_lib.to_dict(config)
-  if folder.exists() or config.policy:
-    folder.mkdir(parents=True, exist_ok=True)
   if loaded.head is not None:
     evaluation, samples = _evaluate_reward_model(config, loaded, mesh), ()
   else:
     evaluation, samples = _evaluate_policy(config, init, loaded, mesh)
   results.save(folder, evaluation, samples)
-  workdir.write_json(folder / "evaluation_config.json", settings)
+  workdir.write_json(folder / "evaluation_config.json", config_lib.to_dict(config))
 
 
 def _evaluate_policy(config: EvaluateConfig, init: str, loaded: workspace.Loaded, mesh):

@@ -72,19 +72,18 @@ def run(settings: dict[str, Any], path: str, devices) -> pathlib.Path:
 def tasks(config: PipelineConfig, root: pathlib.Path) -> list[Task]:
   """The runs in the order their checkpoints need."""
   policy = dataclasses.replace(config.evaluation, reference=config.start)
-  first = []
-  if config.sft:
-    first.append(Task(root / "sft", sft.run, config.sft, policy))
-  else:
-    untrained = dataclasses.replace(policy, policy=config.start)
-    first.append(Task(root / "start", None, None, untrained))
+  scorer = []
   if config.reward:
-    first.append(Task(root / "reward", reward.run, config.reward, config.reward_evaluation))
+    scorer = [Task(root / "reward", reward.run, config.reward, config.reward_evaluation)]
+  if config.sft:
+    first = [Task(root / "sft", sft.run, config.sft, policy), *scorer]
+  else:
+    # The scorer may be the reward model: then nothing can be evaluated before it is trained.
+    untrained = dataclasses.replace(policy, policy=config.start)
+    first = [*scorer, Task(root / "start", None, None, untrained)]
   preferences = [
     Task(root / name, preference.run, run_config, policy)
     for name, run_config in config.preference.items()
   ]
   online = [Task(root / "ppo", ppo.run, config.ppo, policy)] if config.ppo else []
-  ordered = first + preferences + online
-  # The scorer may be the reward model: then nothing is evaluated before that is trained.
-  return sorted(ordered, key=lambda t: t.folder.name != "reward") if not config.sft else ordered
+  return first + preferences + online

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-
 from align_jax import config as config_lib
 from align_jax import data, sharding
 from align_jax.phases import records, train, workspace
@@ -59,23 +57,12 @@ def run(config: SftConfig, path: str, devices) -> None:
 
 
 def demonstration_batches(config: SftConfig, tokenizer):
-  """`(records, epochs=None) -> iterator` of rows; a finite one keeps the file's order."""
-  section = config.data
+  """`(records, epochs=None) -> iterator` of rows."""
 
   def make(source, epochs: int | None = None):
+    options = train.stream_options(config, epochs)
     return data.sft_batches(
-      source,
-      tokenizer,
-      length=section.length,
-      batch_size=section.batch_size,
-      seed=config.seed,
-      epochs=epochs,
-      pack=config.pack,
-      buckets=section.buckets,
-      shuffle=epochs is None,
-      pad_last=epochs is not None,
-      shard_index=jax.process_index(),
-      shard_count=jax.process_count(),
+      source, tokenizer, pack=config.pack, buckets=config.data.buckets, **options
     )
 
   return make

@@ -34,7 +34,7 @@ class Plan:
 
 
 def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
-  """Trains, writes checkpoints and metrics, and leaves a finished workdir; returns what was trained."""
+  """Trains, writes checkpoints and metrics, and leaves a finished workdir."""
   tx = optimizer.make_optimizer(config.optimizer, config.loop.steps)
   train_state = state.create_state(plan.trainable, tx, config.seed, mesh)
   train = step.make_train_step(
@@ -46,7 +46,7 @@ def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
 
   workspace.describe(folder, plan.loaded, config.model, plan.kind)
   lineage = workspace.Lineage(plan.phase, plan.parents, plan.fingerprint)
-  final = loop.fit(
+  loop.fit(
     train_state,
     name=plan.phase,
     step=lambda s, batch: train(s, plan.frozen, batch),
@@ -58,7 +58,6 @@ def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
     hooks=loop.Hooks(evaluate=_evaluator(plan, put), check_first=plan.check_first),
   )
   lineage.write(folder, config.loop.steps)
-  return final.params
 
 
 def _evaluator(plan: Plan, put):
@@ -82,44 +81,38 @@ def policy_trainable(loaded: workspace.Loaded, section: ModelSection, mesh, seed
   return adapter, {"base": loaded.params}, loaded.model.clone(lora_scale=section.lora.scale)
 
 
+def stream_options(config, epochs: int | None = None) -> dict[str, Any]:
+  """How every phase cuts its records into batches; a finite stream keeps the file's order."""
+  return {
+    "length": config.data.length,
+    "batch_size": config.data.batch_size,
+    "seed": config.seed,
+    "epochs": epochs,
+    "shuffle": epochs is None,
+    "pad_last": epochs is not None,
+    "shard_index": jax.process_index(),
+    "shard_count": jax.process_count(),
+  }
+
+
 def pair_batches(config, tokenizer) -> Callable:
-  """`(records, epochs=None) -> iterator` of preference pairs; a finite one keeps the file's order."""
-  section = config.data
+  """`(records, epochs=None) -> iterator` of preference pairs."""
 
   def make(source, epochs: int | None = None):
-    return data.preference_batches(
-      source,
-      tokenizer,
-      length=section.length,
-      batch_size=section.batch_size,
-      seed=config.seed,
-      epochs=epochs,
-      shuffle=epochs is None,
-      pad_last=epochs is not None,
-      buckets=section.buckets,
-      shard_index=jax.process_index(),
-      shard_count=jax.process_count(),
-    )
+    options = stream_options(config, epochs)
+    return data.preference_batches(source, tokenizer, buckets=config.data.buckets, **options)
 
   return make
 
 
 def feedback_batches(config, tokenizer) -> Callable:
-  """`records -> iterator` of single responses with a thumb up or down, taken from preference pairs."""
-  section = config.data
+  """`records -> iterator` of single responses with a thumb up or down; pairs become two each."""
 
   def make(source):
     if isinstance(source, data.Mixture):
       raise InputError("kto takes records of one source, not a mixture")
-    return data.feedback_batches(
-      source if isinstance(source[0], data.Feedback) else as_feedback(source),
-      tokenizer,
-      length=section.length,
-      batch_size=section.batch_size,
-      seed=config.seed,
-      shard_index=jax.process_index(),
-      shard_count=jax.process_count(),
-    )
+    feedback = source if isinstance(source[0], data.Feedback) else as_feedback(source)
+    return data.feedback_batches(feedback, tokenizer, **stream_options(config))
 
   return make
 
