@@ -1,9 +1,10 @@
-"""Worlds made by code: a microworld with gold judges, imperfect writers and labellers."""
+"""Worlds made by code: a microworld with gold judges, writers and labellers; and an exact table."""
 
 from align_jax.worlds.families import FAMILIES
 from align_jax.worlds.judges import Judgement, RewardWeights
 from align_jax.worlds.labellers import Labeller, agreement_rate, gold_agreement, label_ceiling
 from align_jax.worlds.microworld import Microworld, Pair
+from align_jax.worlds.tabular import TabularWorld
 from align_jax.worlds.writers import WRITERS, Writer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
   "Microworld",
   "Pair",
   "RewardWeights",
+  "TabularWorld",
   "WRITERS",
   "Writer",
   "agreement_rate",
