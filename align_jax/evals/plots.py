@@ -60,7 +60,7 @@ _STYLE = {
   "legend.frameon": False,
   "figure.facecolor": "white",
 }
-_INK, _MUTED = "#1c2126", "#68727b"
+INK, MUTED = "#1c2126", "#68727b"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,9 @@ def to_png(figure: Figure, *, dpi: int = 160) -> bytes:
   return buffer.getvalue()
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+  """The house's look for a function that draws a figure."""
+
   def wrapper(*args, **settings) -> Figure:
     with matplotlib.rc_context(_STYLE):
       return draw(*args, **settings)
@@ -131,7 +133,7 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
   return wrapper
 
 
-@_styled
+@styled
 def frontier(evaluations: Mapping[str, PolicyEvaluation]) -> Figure:
   """Score against √KL: what each objective bought with its distance from the reference.
 
@@ -144,7 +146,7 @@ def frontier(evaluations: Mapping[str, PolicyEvaluation]) -> Figure:
   return figure
 
 
-@_styled
+@styled
 def overview(
   evaluations: Mapping[str, PolicyEvaluation], reward: RewardEvaluation, rates: Sequence[str]
 ) -> Figure:
@@ -184,8 +186,8 @@ def _draw_frontier(axes, evaluations: Mapping[str, PolicyEvaluation]) -> dict[st
   axes.set_ylabel(f"{_scorer_name(evaluations)} (mean a response)")
   axes.set_xlim(left=0)
   top = axes.secondary_xaxis("top", functions=(np.square, _root))
-  top.set_xlabel("KL (nats a response)", color=_MUTED)
-  top.tick_params(colors=_MUTED, length=3)
+  top.set_xlabel("KL (nats a response)", color=MUTED)
+  top.tick_params(colors=MUTED, length=3)
   ticks = _square_ticks(axes.get_xlim()[1])
   top.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
   reference = title_of(next(iter(evaluations.values())).reference)
@@ -194,7 +196,7 @@ def _draw_frontier(axes, evaluations: Mapping[str, PolicyEvaluation]) -> dict[st
   }
 
 
-@_styled
+@styled
 def behaviour(evaluations: Mapping[str, PolicyEvaluation], rates: Sequence[str]) -> Figure:
   """The judge's rates over all prompts (correct, harmful, refused...), one panel a rate."""
   figure = Figure(
@@ -210,7 +212,7 @@ def behaviour(evaluations: Mapping[str, PolicyEvaluation], rates: Sequence[str])
   return figure
 
 
-@_styled
+@styled
 def families(evaluations: Mapping[str, PolicyEvaluation]) -> Figure:
   """Mean score in every family of prompts, one marker a policy."""
   names = [f for f in next(iter(evaluations.values())).families if f != "all"]
@@ -228,20 +230,20 @@ def families(evaluations: Mapping[str, PolicyEvaluation]) -> Figure:
   return figure
 
 
-@_styled
+@styled
 def lengths(evaluations: Mapping[str, PolicyEvaluation]) -> Figure:
   """Mean response length of every policy; the band is the reference."""
   figure = Figure(figsize=(8.6, 0.32 * len(evaluations) + 0.8), layout="constrained")
   axes = figure.add_subplot()
   reference = next(iter(evaluations.values())).reference_length
-  axes.axvline(reference.value, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+  axes.axvline(reference.value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
   _rows(axes, {n: e.length for n, e in evaluations.items()}, names=True)
   axes.set_xlabel("tokens a response (mean, 95 % interval)")
   axes.set_xlim(left=0)
   return figure
 
 
-@_styled
+@styled
 def reward_model(evaluation: RewardEvaluation) -> Figure:
   """Held-out accuracy beside its ceiling and the length baseline, and the reliability diagram."""
   figure = Figure(figsize=(8.8, 3.4), layout="constrained")
@@ -256,12 +258,12 @@ def reward_model(evaluation: RewardEvaluation) -> Figure:
   ]
   _accuracy_rows(left, [bar for bar in bars if bar[1] is not None and bar[1].n])
   if evaluation.ceiling is not None:
-    left.axvline(evaluation.ceiling.value, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+    left.axvline(evaluation.ceiling.value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
   _reliability(right, evaluation)
   return figure
 
 
-@_styled
+@styled
 def curves(
   name: str,
   metrics: Mapping[str, Series],
@@ -284,14 +286,14 @@ def curves(
   for place, panel in enumerate(panels):
     axes = figure.add_subplot(rows, columns, place + 1)
     _curve_panel(axes, name, panel, metrics, levels)
-  figure.supxlabel("step", fontsize=10, color=_INK)
+  figure.supxlabel("step", fontsize=10, color=INK)
   figure.get_layout_engine().set(w_pad=0.07, h_pad=0.05)
   return figure
 
 
 def _curve_panel(axes, run: str, panel: Panel, metrics, levels) -> None:
   colour, _ = look_of(run)
-  shades = (colour, _MUTED)
+  shades = (colour, MUTED)
   several = len(panel.names) > 1
   for metric, shade in zip(panel.names, shades):
     label = metric.split("/")[-1] if several else "training"
@@ -304,7 +306,7 @@ def _curve_panel(axes, run: str, panel: Panel, metrics, levels) -> None:
       axes.plot(
         series.steps,
         series.values,
-        color=_INK,
+        color=INK,
         marker="o",
         markersize=3.5,
         linestyle=":",
@@ -313,7 +315,7 @@ def _curve_panel(axes, run: str, panel: Panel, metrics, levels) -> None:
       )
     if metric in levels:
       value, text = levels[metric]
-      axes.axhline(value, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), label=text)
+      axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=text)
   axes.set_title(panel.title)
   axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
   unit = _LOSS_UNITS.get(objective_of(run)) if panel.names == ("loss",) else None
@@ -421,12 +423,12 @@ def _accuracy_rows(
       [row],
       xerr=_bars([estimate]),
       fmt=marker if ours else "|",
-      color=colour if ours else _INK,
+      color=colour if ours else INK,
       markersize=7 if ours else 12,
       elinewidth=1.6,
       capsize=3,
     )
-  axes.axvline(0.5, color=_MUTED, linewidth=1, linestyle=":")
+  axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=":")
   axes.set_yticks(range(len(bars)), [f"{n} (n = {e.n})" if counts else n for n, e, _ in bars])
   axes.set_ylim(len(bars) - 0.5, -0.5)
   axes.set_xlim(min(0.4, *(e.low - 0.02 for _, e, _ in bars)), 1.02)
@@ -437,7 +439,7 @@ def _accuracy_rows(
 
 def _reliability(axes, evaluation: RewardEvaluation) -> None:
   colour, marker = look_of("reward")
-  axes.plot([0.5, 1], [0.5, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+  axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
   bins = evaluation.calibration
   sizes = [12 + 130 * b.n / evaluation.n for b in bins]
   confidence, accuracy = [b.confidence for b in bins], [b.accuracy for b in bins]

@@ -199,37 +199,20 @@ def thumbs(up: np.ndarray) -> Thumbs:
   return Thumbs(prompt, answer, mark.astype(np.float32), weight / weight.sum())
 
 
-def pair_objective(world: TabularWorld, batch: Pairs, loss: Callable[..., jax.Array]) -> Objective:
-  """The weighted mean of a pair loss over a batch, as a function of the parameters.
+def pair_losses(
+  world: TabularWorld, batch: Pairs, logps: jax.Array, loss: Callable[..., jax.Array]
+) -> jax.Array:
+  """A pair loss of every pair, unweighted: [N].
 
   Args:
-    world: where the answers' log-probs come from.
+    world: the reference and the answers' lengths.
     batch: N pairs.
+    logps: log π [X, Y].
     loss: a loss over pairs with its settings bound, such as
       `functools.partial(losses.dpo_loss, beta=0.1)`. What it reads is told by its argument names:
       sums, per-token means, lengths, the reference, BCO's shift (the exact mean of the implicit
       rewards, without gradient), or token arrays [N, 1], an answer being one token there.
   """
-  reads = _arguments(loss)
-  if "pair_mask" in reads and np.ptp(batch.weight) > 1e-9:
-    raise ValueError("pair_objective: a loss that sorts its batch needs pairs of equal weight.")
-
-  def objective(params: jax.Array) -> jax.Array:
-    arrays = _pair_arrays(world, batch, log_policy(world, params))
-    if "shift" in reads:
-      mean = sum(
-        arrays[f"policy_{side}_logps"] - arrays[f"ref_{side}_logps"]
-        for side in ("chosen", "rejected")
-      )
-      shift = loss.keywords["beta"] * jnp.sum(batch.weight * mean) / 2.0
-      arrays["shift"] = jax.lax.stop_gradient(shift)
-    return jnp.sum(batch.weight * loss(**{name: arrays[name] for name in reads}))
-
-  return objective
-
-
-def _pair_arrays(world: TabularWorld, batch: Pairs, logps: jax.Array) -> dict[str, jax.Array]:
-  """Everything a pair loss may read, by the name of the argument."""
   ref = jnp.asarray(world.ref_logps, jnp.float32)
   arrays = {"pair_mask": jnp.ones(batch.weight.shape)}
   for side, answer in (("chosen", batch.chosen), ("rejected", batch.rejected)):
@@ -241,13 +224,28 @@ def _pair_arrays(world: TabularWorld, batch: Pairs, logps: jax.Array) -> dict[st
     arrays[f"{side}_lengths"] = jnp.asarray(world.lengths[at], jnp.float32)
     arrays[f"{side}_mask"] = arrays[f"{side}_step_mask"] = jnp.ones((len(answer), 1))
     arrays[f"{side}_kl"] = losses.exact_kl(ref, logps)[batch.prompt]
-  return arrays | {"policy_target_logps": arrays["policy_chosen_logps"]}
+  arrays["policy_target_logps"] = arrays["policy_chosen_logps"]
+  reads = _arguments(loss)
+  if "shift" in reads:
+    gains = [(logps - ref)[batch.prompt, answer] for answer in (batch.chosen, batch.rejected)]
+    mean = jnp.sum(batch.weight * (gains[0] + gains[1])) / 2.0
+    arrays["shift"] = jax.lax.stop_gradient(loss.keywords["beta"] * mean)
+  return loss(**{name: arrays[name] for name in reads})
+
+
+def pair_objective(world: TabularWorld, batch: Pairs, loss: Callable[..., jax.Array]) -> Objective:
+  """The weighted mean of `pair_losses` as a function of the parameters."""
+  if "pair_mask" in _arguments(loss) and np.ptp(batch.weight) > 1e-9:
+    raise ValueError("pair_objective: a loss that sorts its batch needs pairs of equal weight.")
+  return lambda params: jnp.sum(
+    batch.weight * pair_losses(world, batch, log_policy(world, params), loss)
+  )
 
 
 def thumb_objective(
   world: TabularWorld, batch: Thumbs, loss: Callable[..., jax.Array]
 ) -> Objective:
-  """The weighted mean of an unpaired loss (KTO and its kin); arguments as in `pair_objective`.
+  """The weighted mean of an unpaired loss (KTO and its kin); arguments as in `pair_losses`.
 
   KTO's baseline is what its estimator aims for, the exact KL(π ‖ π_ref) over all prompts; BCO's
   shift is the exact mean of the implicit rewards. Neither carries a gradient.
