@@ -25,3 +25,21 @@ def probability(function: str, name: str, value: jax.typing.ArrayLike, below: fl
   """Raises a ValueError unless the (concrete) hyper-parameter `value` is in [0, below]."""
   if isinstance(value, (int, float)) and not 0.0 <= value <= below:
     raise ValueError(f"{function}: {name} must be in [0, {below:g}], got {value}.")
+
+
+def within(function: str, name: str, value: jax.typing.ArrayLike, interval: str) -> None:
+  """Raises a ValueError unless the (concrete) `value` is in `interval`, such as "[0, 0.5)"."""
+  low, high = (float(end) for end in interval[1:-1].split(","))
+  if not isinstance(value, (int, float)):
+    return
+  above = value > low if interval[0] == "(" else value >= low
+  below = value < high if interval[-1] == ")" else value <= high
+  if not (above and below):
+    raise ValueError(f"{function}: {name} must be in {interval}, got {value}.")
+
+
+def constant(function: str, name: str, value: jax.typing.ArrayLike) -> jax.Array:
+  """Returns the scalar `value` as float32 without a gradient, or raises a ValueError."""
+  if jnp.ndim(value):
+    raise ValueError(f"{function}: {name} must be a scalar, got shape {jnp.shape(value)}.")
+  return jax.lax.stop_gradient(jnp.asarray(value).astype(jnp.float32))
