@@ -27,6 +27,12 @@ def two_answers():
 
 
 @pytest.fixture(scope="module")
+def even(world):
+  """The world's rewards under a reference that prefers nothing."""
+  return dataclasses.replace(world, ref_logps=np.log(np.full((3, 4), 0.25)))
+
+
+@pytest.fixture(scope="module")
 def wordy():
   """Answers of different lengths."""
   lengths = np.array([[1, 2, 3, 2], [3, 1, 2, 2], [2, 3, 1, 1]])
@@ -238,11 +244,11 @@ def test_ipo_has_its_closed_form_and_it_is_not_the_bradley_terry_optimum(world):
 
 def test_hinge_stops_once_every_margin_is_one_over_beta(world):
   beta, batch = 0.5, tabular.pairs(world, temperature=0)
-  reached = train(world, losses.hinge_loss, batch=batch, beta=beta, rate=0.01, steps=6000)
+  reached = train(world, losses.hinge_loss, batch=batch, beta=beta, rate=0.1, steps=6000)
   h = ratios(world, reached)
   margins = h[batch.prompt, batch.chosen] - h[batch.prompt, batch.rejected]
-  np.testing.assert_allclose(margins.min(), 1.0 / beta, atol=0.02)
-  np.testing.assert_allclose(reached.logps[-1], reached.logps[-2000], atol=0.02)
+  np.testing.assert_allclose(margins.min(), 1.0 / beta, atol=1e-3)
+  np.testing.assert_allclose(reached.logps[-1], reached.logps[-2000], atol=1e-3)
 
 
 @pytest.mark.parametrize("loss", ["cdpo_loss", "dpo_loss", "exo_loss"])
@@ -344,9 +350,8 @@ def test_reference_free_losses_train_alike_beside_any_reference(world, name, set
   assert not np.allclose(here.logps[-1], here.logps[0], atol=0.05)
 
 
-def test_nca_gives_every_answer_twice_its_win_rate(world):
+def test_nca_gives_every_answer_twice_its_win_rate(even):
   """e^r = 2·P(y wins), which is a policy again where the answers were drawn from the reference."""
-  even = dataclasses.replace(world, ref_logps=np.log(np.full((3, 4), 0.25)))
   reached = train(even, losses.nca_loss, beta=1.0, rate=10.0, steps=6000)
   batch = tabular.pairs(even)
   wins = np.zeros((3, 4))
@@ -366,17 +371,26 @@ def test_bco_recovers_the_optimum_where_thumbs_follow_its_logistic_model(world):
   assert tabular.total_variation(reached.logps[0], best) > 0.1
 
 
-def test_sppo_tends_to_its_multiplicative_weights_update(world):
-  """log(π/π_ref) ≈ (P(y wins) − ½)/β: exact up to the log-partition, which it takes for zero."""
-  wins = (tabular.preference_probabilities(world).sum(-1) - 0.5) / 3
-  errors = [
-    distance(
-      train(world, losses.sppo_loss, beta=beta, rate=1.0),
-      normalised(world.ref_logps + (wins - 0.5) / beta),
-    )
-    for beta in (0.5, 1.0, 2.0, 4.0)
-  ]
-  assert errors[-1] < 1e-3 and errors[0] > 10 * errors[-1]
+def test_sppo_takes_one_step_of_multiplicative_weights(world, even):
+  """log π/π_ref → (P(y wins) − ½)/β, which takes the log-partition for zero: O(1/β²), not known to it.
+
+  Where the answers are drawn from the reference, what that spoils vanishes as 1/β³. Drawn otherwise
+  (`world`: evenly, under an uneven reference) it shrinks no faster than the step itself.
+  """
+
+  def errors(of):
+    wins = (tabular.preference_probabilities(of).sum(-1) - 0.5) / 3
+    return [
+      distance(
+        train(of, losses.sppo_loss, beta=beta, rate=1.0, steps=6000),
+        normalised(of.ref_logps + (wins - 0.5) / beta),
+      )
+      for beta in (1.0, 2.0, 4.0)
+    ]
+
+  drawn, other = np.array(errors(even)), np.array(errors(world))
+  assert np.all(drawn[:-1] > 7 * drawn[1:]) and drawn[-1] < 1e-4
+  assert np.all(other[:-1] < 2.5 * other[1:]) and other[-1] > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -441,16 +455,16 @@ def test_kto_learns_nothing_from_thumbs_that_know_nothing(world):
   np.testing.assert_allclose(coin.logps[-1], coin.logps[0], atol=1e-5)
 
 
-def test_kto_gains_nothing_on_average_from_shuffled_thumbs(world):
+def test_kto_gains_nothing_on_average_from_shuffled_thumbs():
   """Over all ways to hand the thumbs to other answers the gain is zero; each way moved the policy."""
-  even = dataclasses.replace(world, ref_logps=np.log(np.full((3, 4), 0.25)))
+  even = tabular.TabularWorld(np.array([[1.0, 0.2, -1.2]]), np.log(np.full((1, 3), 1 / 3)))
   up = tabular.thumb_probabilities(even)
   runs = [
     train_thumbs(even, losses.kto_loss, up[:, order], beta=0.5, steps=200)
-    for order in map(list, itertools.permutations(range(4)))
+    for order in map(list, itertools.permutations(range(3)))
   ]
   gains = np.array([run.reward[-1] - run.reward[0] for run in runs])
-  np.testing.assert_allclose(gains.mean(), 0.0, atol=1e-4)
+  np.testing.assert_allclose(gains.mean(), 0.0, atol=1e-5)
   assert gains[0] > 0.5 and gains.std() > 0.2 and all(run.kl[-1] > 0.1 for run in runs)
 
 
