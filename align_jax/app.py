@@ -58,7 +58,11 @@ def run(main: Callable[[], int | None]) -> None:
   def guarded(argv):
     if len(argv) > 1:
       raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are given as --config.a.b=c")
-    _prepare()
+    prepare()
+    if DISTRIBUTED.value:
+      import jax
+
+      jax.distributed.initialize()
     try:
       return main()
     except InputError as error:
@@ -88,8 +92,11 @@ def _sentences():
     sys.exit(INPUT_ERROR_STATUS)
 
 
-def _prepare() -> None:
-  """Quiets libraries and turns on the persistent compilation cache, which saves most of a start."""
+def prepare() -> None:
+  """Quiets libraries and turns on the persistent compilation cache, which saves most of a start.
+
+  Every process of a run does this first.
+  """
   logging.set_verbosity(logging.WARNING)
   cache = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/align_jax/compiled")
@@ -97,6 +104,26 @@ def _prepare() -> None:
   import jax
 
   jax.config.update("jax_compilation_cache_dir", cache)
-  if DISTRIBUTED.value:
-    jax.distributed.initialize()
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def coordinate() -> None:
+  """Keeps this process, which only hands out work, off the accelerators: they are its workers'."""
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")
+
+
+def worker_devices(index: int, count: int):
+  """Readies worker `index` of `count` on this machine and returns its share of the devices.
+
+  Every worker has cores of its own: two that share them spend their time waiting for each other.
+  With fewer devices than workers all of them share all devices.
+  """
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+  if len(cores) >= count:
+    os.sched_setaffinity(0, cores[index::count])
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+  prepare()
+  found = devices()
+  return found[index::count] or found

@@ -123,6 +123,8 @@ def to_png(figure: Figure, *, dpi: int = 160) -> bytes:
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+  """`draw` with the look that all figures share."""
+
   """The house's look for a function that draws a figure."""
 
   def wrapper(*args, **settings) -> Figure:
@@ -176,24 +178,29 @@ def overview(
 def _draw_frontier(axes, evaluations: Mapping[str, PolicyEvaluation]) -> dict[str, tuple[str, str]]:
   """Draws the frontier and returns the looks that its legend explains."""
   aligned = {n: e for n, e in evaluations.items() if not e.is_reference}
-  _reference_band(axes, next(iter(evaluations.values())))
+  reference_band(axes, next(iter(evaluations.values())))
   for head in dict.fromkeys(map(objective_of, aligned)):
     runs = sorted(
       (e for n, e in aligned.items() if objective_of(n) == head), key=lambda e: e.kl.value
     )
     _frontier_runs(axes, head, runs)
-  axes.set_xlabel("√KL(policy ‖ reference)  (√nats a response)")
   axes.set_ylabel(f"{_scorer_name(evaluations)} (mean a response)")
   axes.set_xlim(left=0)
+  root_kl_axis(axes)
+  reference = title_of(next(iter(evaluations.values())).reference)
+  return {f"{reference} (reference)": _REFERENCE} | {
+    title_of(head): look_of(head) for head in dict.fromkeys(map(objective_of, aligned))
+  }
+
+
+def root_kl_axis(axes) -> None:
+  """Labels the horizontal axis as √KL, and the top with the KL itself; limits are set before."""
+  axes.set_xlabel("√KL(policy ‖ reference)  (√nats a response)")
   top = axes.secondary_xaxis("top", functions=(np.square, _root))
   top.set_xlabel("KL (nats a response)", color=MUTED)
   top.tick_params(colors=MUTED, length=3)
   ticks = _square_ticks(axes.get_xlim()[1])
   top.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-  reference = title_of(next(iter(evaluations.values())).reference)
-  return {f"{reference} (reference)": _REFERENCE} | {
-    title_of(head): look_of(head) for head in dict.fromkeys(map(objective_of, aligned))
-  }
 
 
 @styled
@@ -333,7 +340,7 @@ def _frontier_runs(axes, head: str, runs: Sequence[PolicyEvaluation]) -> None:
     roots[:, 0],
     [s.value for s in scores],
     xerr=np.nan_to_num(across),
-    yerr=_bars(scores),
+    yerr=interval_bars(scores),
     marker=marker,
     color=colour,
     markersize=8,
@@ -345,7 +352,8 @@ def _frontier_runs(axes, head: str, runs: Sequence[PolicyEvaluation]) -> None:
   )
 
 
-def _reference_band(axes, evaluation: PolicyEvaluation) -> None:
+def reference_band(axes, evaluation: PolicyEvaluation) -> None:
+  """The reference's score: a dashed line within its interval, and its point at a KL of 0."""
   score, (colour, marker) = evaluation.reference_score, _REFERENCE
   if not math.isnan(score.low):
     axes.axhspan(score.low, score.high, color=colour, alpha=0.1, linewidth=0)
@@ -378,7 +386,7 @@ def _rows(axes, estimates: Mapping[str, Estimate | None], *, names: bool) -> Non
     axes.errorbar(
       [estimate.value],
       [row],
-      xerr=_bars([estimate]),
+      xerr=interval_bars([estimate]),
       fmt=marker,
       color=colour,
       markersize=7,
@@ -401,7 +409,7 @@ def _grouped_rows(axes, rows: Sequence[tuple[str, Mapping[str, Estimate | None]]
       axes.errorbar(
         [estimate.value],
         [row + shift],
-        xerr=_bars([estimate]),
+        xerr=interval_bars([estimate]),
         fmt=marker,
         color=colour,
         ecolor=(colour, 0.45),
@@ -421,7 +429,7 @@ def _accuracy_rows(
     axes.errorbar(
       [estimate.value],
       [row],
-      xerr=_bars([estimate]),
+      xerr=interval_bars([estimate]),
       fmt=marker if ours else "|",
       color=colour if ours else INK,
       markersize=7 if ours else 12,
@@ -452,7 +460,7 @@ def _reliability(axes, evaluation: RewardEvaluation) -> None:
   axes.set_title(f"Calibration (ECE {evaluation.calibration_error:.3f})")
 
 
-def _bars(estimates: Sequence[Estimate]) -> np.ndarray:
+def interval_bars(estimates: Sequence[Estimate]) -> np.ndarray:
   """[2, n] distances to the bounds; 0 where a bound is unknown."""
   pairs = [(e.value - e.low, e.high - e.value) for e in estimates]
   return np.maximum(np.nan_to_num(np.array(pairs).reshape(-1, 2).T), 0)

@@ -66,9 +66,9 @@ def build_report(workdir: str | pathlib.Path) -> pathlib.Path:
   pictures = draw(runs)
   for picture in pictures.values():
     (workdir / f"report_{picture.name}.png").write_bytes(picture.png)
-  page = workdir / "report.html"
-  page.write_text(render(workdir.resolve().name, runs, pictures), encoding="utf-8")
-  return page
+  file = workdir / "report.html"
+  file.write_text(render(workdir.resolve().name, runs, pictures), encoding="utf-8")
+  return file
 
 
 def read_runs(workdir: pathlib.Path) -> dict[str, Run]:
@@ -100,9 +100,9 @@ def read_run(folder: pathlib.Path) -> Run:
 def read_metrics(file: pathlib.Path) -> dict[str, plots.Series]:
   """metrics.jsonl by metric; a metric keeps the steps at which it was logged."""
   columns: dict[str, list[tuple[float, float]]] = {}  # name -> (step, value)
-  for number, row in results.read_lines(file):
+  for line, row in results.read_lines(file):
     if not _is_number(row.get("step")):
-      raise InputError(f"{file}:{number}: field 'step' must be a number")
+      raise InputError(f"{file}:{line}: field 'step' must be a number")
     for name, value in row.items():
       if name != "step" and _is_number(value):
         known = value if math.isfinite(value) else math.nan
@@ -143,25 +143,11 @@ def draw(runs: Mapping[str, Run]) -> dict[str, Picture]:
 
 def render(title: str, runs: Mapping[str, Run], pictures: Mapping[str, Picture]) -> str:
   """The page. Every text from outside is escaped by the template."""
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    lstrip_blocks=True,
-  )
-  environment.filters |= {
-    "number": _number,
-    "signed": _signed,
-    "percent": _percent,
-    "interval": _interval,
-    "interval_percent": _interval_percent,
-    "title_of": plots.title_of,
-    "colour": lambda name: plots.look_of(name)[0],
-  }
   policies = policy_evaluations(runs)
   lineages = {name: run.lineage for name, run in runs.items() if run.lineage}
   graph = lineage.graph(lineages)
-  return environment.get_template("report.html").render(
+  return page(
+    "report.html",
     title=title,
     runs=runs,
     pictures=pictures,
@@ -176,6 +162,26 @@ def render(title: str, runs: Mapping[str, Run], pictures: Mapping[str, Picture])
     families=by_family(policies),
     settings={name: _flat(run.config) for name, run in runs.items()},
   )
+
+
+def page(template: str, **values: Any) -> str:
+  """A template of this folder with its values; texts are escaped, numbers have filters."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    lstrip_blocks=True,
+  )
+  environment.filters |= {
+    "number": number,
+    "signed": signed,
+    "percent": percent,
+    "interval": interval,
+    "interval_percent": interval_percent,
+    "title_of": plots.title_of,
+    "colour": lambda name: plots.look_of(name)[0],
+  }
+  return environment.get_template(template).render(**values)
 
 
 def policy_evaluations(runs: Mapping[str, Run]) -> dict[str, PolicyEvaluation]:
@@ -198,9 +204,9 @@ def findings(runs: Mapping[str, Run]) -> list[str]:
     told += _gains(aligned)
   reward = reward_evaluation(runs)
   if reward is not None:
-    text = f"The reward model agrees with {_percent(reward.accuracy.value)} of held-out labels"
+    text = f"The reward model agrees with {percent(reward.accuracy.value)} of held-out labels"
     if reward.ceiling is not None:
-      text += f"; the gold judge itself agrees with {_percent(reward.ceiling.value)} of them"
+      text += f"; the gold judge itself agrees with {percent(reward.ceiling.value)} of them"
     told.append(text + ".")
   return told
 
@@ -285,15 +291,15 @@ def _gains(aligned: Mapping[str, PolicyEvaluation]) -> list[str]:
   best = max(aligned, key=lambda n: aligned[n].score.value)
   found = aligned[best]
   told.append(
-    f"The highest mean score is {plots.title_of(best)}’s: {_number(found.score.value)}, "
-    f"{_signed(found.score_gain.value)} over {reference}, at a KL of {_number(found.kl.value)} "
+    f"The highest mean score is {plots.title_of(best)}’s: {number(found.score.value)}, "
+    f"{signed(found.score_gain.value)} over {reference}, at a KL of {number(found.kl.value)} "
     "nats a response."
   )
   moved = max(aligned, key=lambda n: abs(aligned[n].length.value - found.reference_length.value))
   told.append(
     f"Length changed most in {plots.title_of(moved)}: from "
-    f"{_number(aligned[moved].reference_length.value)} to "
-    f"{_number(aligned[moved].length.value)} tokens a response."
+    f"{number(aligned[moved].reference_length.value)} to "
+    f"{number(aligned[moved].length.value)} tokens a response."
   )
   return told
 
@@ -312,7 +318,7 @@ def _levels(name: str, reward: RewardEvaluation | None) -> dict[str, tuple[float
 
 def _frontier_alt(policies: Mapping[str, PolicyEvaluation]) -> str:
   points = (
-    f"{plots.title_of(n)}: {_number(e.score.value)} at {_number(e.sqrt_kl[0])}"
+    f"{plots.title_of(n)}: {number(e.score.value)} at {number(e.sqrt_kl[0])}"
     for n, e in policies.items()
   )
   return "Mean score against the root of the KL to the reference. " + "; ".join(points)
@@ -320,8 +326,8 @@ def _frontier_alt(policies: Mapping[str, PolicyEvaluation]) -> str:
 
 def _reward_alt(reward: RewardEvaluation) -> str:
   return (
-    f"Held-out accuracy {_percent(reward.accuracy.value)} beside its ceiling and the baseline "
-    f"that prefers the longer response ({_percent(reward.longer_wins.value)}), and a reliability "
+    f"Held-out accuracy {percent(reward.accuracy.value)} beside its ceiling and the baseline "
+    f"that prefers the longer response ({percent(reward.longer_wins.value)}), and a reliability "
     "diagram"
   )
 
@@ -353,7 +359,7 @@ def _names(names: list[str]) -> str:
   return ", ".join(map(plots.title_of, names))
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
   """Three significant digits at most, two decimals at least below 100, and a true minus sign."""
   if value is None or math.isnan(value):
     return "–"
@@ -363,21 +369,21 @@ def _number(value: float | None) -> str:
   return f"{value:,.{digits}f}".replace("-", "−")
 
 
-def _signed(value: float) -> str:
-  return ("+" if value > 0 else "") + _number(value)
+def signed(value: float) -> str:
+  return ("+" if value > 0 else "") + number(value)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
   return "–" if math.isnan(value) else f"{100 * value:.1f} %"
 
 
-def _interval(estimate: Estimate) -> str:
+def interval(estimate: Estimate) -> str:
   if math.isnan(estimate.low):
     return "n too small"
-  return f"{_number(estimate.low)} to {_number(estimate.high)}"
+  return f"{number(estimate.low)} to {number(estimate.high)}"
 
 
-def _interval_percent(estimate: Estimate) -> str:
+def interval_percent(estimate: Estimate) -> str:
   if math.isnan(estimate.low):
     return "n too small"
   return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"

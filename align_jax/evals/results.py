@@ -96,10 +96,10 @@ def save(
   folder.mkdir(parents=True, exist_ok=True)
   if samples:
     lines = (json.dumps(to_json(sample), allow_nan=False) + "\n" for sample in samples)
-    _replace(folder / "samples.jsonl", "".join(lines))
+    write_text(folder / "samples.jsonl", "".join(lines))
   # Last, because its presence says that the evaluation is done.
   text = json.dumps(to_json(evaluation), indent=2, allow_nan=False)
-  _replace(folder / "evaluation.json", text + "\n")
+  write_text(folder / "evaluation.json", text + "\n")
 
 
 def load(folder: str | pathlib.Path) -> PolicyEvaluation | RewardEvaluation:
@@ -180,7 +180,8 @@ def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
   return {key: value for key, value in row.items() if value is not None}
 
 
-def _replace(file: pathlib.Path, text: str) -> None:
+def write_text(file: pathlib.Path, text: str) -> None:
+  """Replaces the file in one move: a reader finds the old text or the new one."""
   part = file.with_name(file.name + ".part")
   part.write_text(text)
   part.replace(file)

@@ -36,8 +36,29 @@ class EvaluateConfig:
   mesh: MeshConfig = MeshConfig()
 
 
-def run(config: EvaluateConfig, path: str, devices) -> None:
-  """Writes evaluation.json (and samples.jsonl for a policy) into the workdir."""
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """What policies are compared with, and its answers: loaded and sampled once for many policies."""
+
+  loaded: workspace.Loaded
+  responses: policy_lib.Responses
+
+
+def sample_reference(config: EvaluateConfig, devices) -> Reference:
+  """Loads `config.reference` and lets it answer the prompts, for `run(..., reference=...)`."""
+  mesh = sharding.make_mesh(config.mesh, devices)
+  loaded = workspace.load(config.reference, mesh, dtype=config.dtype)
+  responses = policy_lib.respond(
+    _policy(config.reference, loaded), _prompts(config), loaded.tokenizer, _sampling(config), mesh
+  )
+  return Reference(loaded, responses)
+
+
+def run(config: EvaluateConfig, path: str, devices, *, reference: Reference | None = None) -> None:
+  """Writes evaluation.json (and samples.jsonl for a policy) into the workdir.
+
+  reference: what `sample_reference` gave for the same settings, to do that once for many policies.
+  """
   workspace.single_process("evaluation")
   mesh = sharding.make_mesh(config.mesh, devices)
   folder = pathlib.Path(path)
@@ -46,39 +67,56 @@ def run(config: EvaluateConfig, path: str, devices) -> None:
   if loaded.head is not None:
     evaluation, samples = _evaluate_reward_model(config, loaded, mesh), ()
   else:
-    evaluation, samples = _evaluate_policy(config, init, loaded, mesh)
+    evaluation, samples = _evaluate_policy(config, init, loaded, mesh, reference)
   results.save(folder, evaluation, samples)
   workdir.write_json(folder / "evaluation_config.json", config_lib.to_dict(config))
 
 
-def _evaluate_policy(config: EvaluateConfig, init: str, loaded: workspace.Loaded, mesh):
+def _evaluate_policy(config: EvaluateConfig, init: str, loaded, mesh, given: Reference | None):
   if config.reference is None:
     raise InputError("config.reference must name what the policy is compared with")
-  prompts = records.read(
-    config.data, "prompts", columns=config.columns, limit=config.limit, chat=config.chat
-  )
+  prompts = _prompts(config)
   scorer, judge = make_scorer(config, loaded, mesh)
-  same = config.reference == init
-  reference = loaded if same else workspace.load(config.reference, mesh, dtype=config.dtype)
+  if config.reference == init:
+    reference = loaded
+  else:
+    reference = (
+      given.loaded if given else workspace.load(config.reference, mesh, dtype=config.dtype)
+    )
   if reference.head is not None:
     raise InputError(f"config.reference: {config.reference} is a reward model; a policy is needed")
   workspace.same_vocabulary(loaded, reference, config.reference)
   return policy_lib.evaluate_policy(
-    policy_lib.Policy(pathlib.Path(init).name, loaded.model, loaded.params),
-    policy_lib.Policy(pathlib.Path(config.reference).name, reference.model, reference.params),
+    _policy(init, loaded),
+    _policy(config.reference, reference),
     prompts,
     loaded.tokenizer,
     scorer,
-    policy_lib.SamplingSettings(
-      max_new_tokens=config.max_new_tokens,
-      temperature=config.temperature,
-      seed=config.seed,
-      batch_size=config.batch_size,
-      max_prompt_length=config.max_prompt_length,
-    ),
+    _sampling(config),
     scorer_name=config.scorer,
     judge=judge,
+    reference_responses=given.responses if given else None,
     mesh=mesh,
+  )
+
+
+def _policy(init: str, loaded: workspace.Loaded) -> policy_lib.Policy:
+  return policy_lib.Policy(pathlib.Path(init).name, loaded.model, loaded.params)
+
+
+def _prompts(config: EvaluateConfig):
+  return records.read(
+    config.data, "prompts", columns=config.columns, limit=config.limit, chat=config.chat
+  )
+
+
+def _sampling(config: EvaluateConfig) -> policy_lib.SamplingSettings:
+  return policy_lib.SamplingSettings(
+    max_new_tokens=config.max_new_tokens,
+    temperature=config.temperature,
+    seed=config.seed,
+    batch_size=config.batch_size,
+    max_prompt_length=config.max_prompt_length,
   )
 
 

@@ -258,4 +258,4 @@ def test_what_cannot_be_reported_is_named(tmp_path):
   ],
 )
 def test_numbers_are_shown_as_people_write_them(value, shown):
-  assert report._number(value) == shown
+  assert report.number(value) == shown

@@ -1,0 +1,38 @@
+"""Twelve objectives x three seeds on the microworld: which buys most reward for its KL?
+
+  python -m experiments.sweep --config=configs/sweep.py --workdir=runs/sweep
+
+A variant is a set of overrides of `preference`. `grid` adds alternatives to every variant and
+`variants.<name>.grid` to one of them, e.g. `grid.optimizer.learning_rate = (1e-4, 3e-4)`.
+"""
+
+from ml_collections import config_dict
+
+from configs import evaluate, preference, sft
+
+VARIANTS = {
+  "dpo": {"beta": 0.1},
+  "ipo": {"tau": 0.1},
+  "kto": {"beta": 0.1},
+}
+
+
+def get_config() -> config_dict.ConfigDict:
+  config = config_dict.ConfigDict()
+  config.start = "@sft"  # trained first; or a trained model, with config.sft = None
+  config.sft = sft.get_config()
+  config.preference = preference.get_config()
+  del config.preference.seed  # one of `seeds`
+  config.preference.model.init = "@sft"
+  config.variants = config_dict.ConfigDict()
+  for name, settings in VARIANTS.items():
+    config.variants[name] = config_dict.create(objective={"name": name} | settings)
+    if name != "kto":  # which pads all rows to one length
+      config.variants[name].data = config_dict.create(buckets=(28, 46))
+  config.grid = config_dict.ConfigDict()
+  config.seeds = (0, 1, 2)
+  config.evaluation = evaluate.get_config()
+  config.baseline = "dpo"  # whose runs the others are paired with, seed by seed
+  config.metric = "score"  # of the leaderboard: score kl sqrt_kl win_rate length finished ...
+  config.processes = 2  # on this machine, each with cores of its own
+  return config
