@@ -247,7 +247,7 @@ BUGS = {
   31: (
     "KTO estimates its KL from one example, or from a part of the batch",
     (
-      f"{PREFERENCE}::test_wrong_arguments_are_refused",
+      "tests/losses/unpaired_test.py::test_wrong_arguments_are_refused",
       f"{PIPELINE}::test_options_that_do_not_go_together_are_refused",
       f"{OBJECTIVES}::test_kto_baseline_is_that_of_the_whole_batch",
       f"{STEP}::test_accumulation_of_parts_that_weigh_differently_changes_nothing",

@@ -1,4 +1,6 @@
-"""Tests of the reward-model loss."""
+"""Tests of the losses on scalar rewards."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -93,3 +95,103 @@ def test_jit_equals_eager():
 def test_wrong_arguments_are_refused(arguments, options, message):
   with pytest.raises(ValueError, match=message):
     reward.bradley_terry_loss(*arguments, **options)
+
+
+def test_centering_fixes_the_offset_and_nothing_else():
+  plain = reward.bradley_terry_loss(CHOSEN, REJECTED, margin=0.3)
+  np.testing.assert_allclose(
+    reward.bradley_terry_loss(CHOSEN, REJECTED, margin=0.3, centering=0.01),
+    plain + 0.01 * (CHOSEN + REJECTED) ** 2,
+    rtol=1e-6,
+  )
+
+  def pull(offset, centering):
+    return jax.grad(
+      lambda o: reward.bradley_terry_loss(
+        jnp.array([1.0]) + o, jnp.array([-1.0]) + o, centering=centering
+      ).sum()
+    )(offset)
+
+  assert pull(3.0, 0.0) == pytest.approx(0.0, abs=1e-7)
+  assert pull(3.0, 0.01) == pytest.approx(0.01 * 2.0 * 6.0 * 2.0, rel=1e-5)
+  assert pull(0.0, 0.01) == pytest.approx(0.0, abs=1e-7)
+
+
+def _ranking_loss(rewards):
+  """-log of the probability of drawing the rewards in their order, one by one."""
+  probabilities = [np.exp(rewards[k]) / np.exp(rewards[k:]).sum() for k in range(len(rewards))]
+  return -np.log(np.prod(probabilities))
+
+
+def test_plackett_luce_against_numpy():
+  rewards = np.random.default_rng(0).normal(0.0, 2.0, (6, 5)).astype(np.float32)
+  expected = [_ranking_loss(row.astype(np.float64)) for row in rewards]
+  np.testing.assert_allclose(reward.plackett_luce_loss(rewards), expected, rtol=1e-5)
+  np.testing.assert_allclose(reward.plackett_luce_loss(np.ones((2, 5))), np.log(120.0), rtol=1e-6)
+
+
+def test_plackett_luce_of_two_is_bradley_terry():
+  pairs = np.stack([CHOSEN, REJECTED], axis=1)
+  np.testing.assert_allclose(
+    reward.plackett_luce_loss(pairs), reward.bradley_terry_loss(CHOSEN, REJECTED), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_plackett_luce_is_a_distribution_over_rankings(k):
+  rewards = np.random.default_rng(k).normal(0.0, 2.0, k)
+  rankings = np.array([rewards[list(order)] for order in itertools.permutations(range(k))])
+  losses = reward.plackett_luce_loss(rankings)
+  np.testing.assert_allclose(np.exp(-losses).sum(), 1.0, rtol=1e-5)
+  # The likeliest ranking is the sorted one.
+  np.testing.assert_array_equal(rankings[np.argmin(losses)], np.sort(rewards)[::-1])
+
+
+@pytest.mark.parametrize("mask", [[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0], [0] * 4])
+def test_plackett_luce_without_the_empty_slots(mask):
+  on = np.array(mask) > 0
+  rewards = np.where(on, np.random.default_rng(1).normal(0.0, 2.0, (3, 4)), np.nan)
+  loss = reward.plackett_luce_loss(rewards, np.tile(mask, (3, 1)))
+  gradient = jax.grad(lambda r: reward.plackett_luce_loss(r, np.tile(on, (3, 1))).sum())(rewards)
+  np.testing.assert_array_equal(gradient[:, ~on], 0.0)
+  if on.sum() < 2:
+    np.testing.assert_array_equal(loss, 0.0)
+    np.testing.assert_array_equal(gradient, 0.0)
+  else:
+    np.testing.assert_allclose(loss, reward.plackett_luce_loss(rewards[:, on]), rtol=1e-6)
+    assert np.all(gradient[:, on] != 0.0)
+    np.testing.assert_allclose(gradient.sum(axis=1), 0.0, atol=1e-6)  # no offset is preferred
+
+
+def _outcomes(first, second, theta):
+  return [
+    reward.rao_kupper_loss(first, second, np.full(3, outcome), theta=theta)
+    for outcome in (1.0, 0.5, 0.0)
+  ]
+
+
+@pytest.mark.parametrize("theta", [1.001, 2.0, 7.0])
+def test_rao_kupper_against_numpy_and_as_a_distribution(theta):
+  losses = _outcomes(CHOSEN, REJECTED, theta)
+  first, second = np.exp(CHOSEN.astype(np.float64)), np.exp(REJECTED.astype(np.float64))
+  wins, defeats = first / (first + theta * second), second / (second + theta * first)
+  np.testing.assert_allclose(losses[0], -np.log(wins), rtol=1e-5)
+  np.testing.assert_allclose(losses[2], -np.log(defeats), rtol=1e-5)
+  tie = (theta**2 - 1) * first * second / ((first + theta * second) * (second + theta * first))
+  np.testing.assert_allclose(losses[1], -np.log(tie), rtol=1e-4)
+  np.testing.assert_allclose(sum(np.exp(-x) for x in losses), 1.0, rtol=1e-5)
+
+
+def test_rao_kupper_is_symmetric_and_likes_a_tie_most_between_equals():
+  swapped = _outcomes(REJECTED, CHOSEN, 2.0)[::-1]
+  np.testing.assert_allclose(_outcomes(CHOSEN, REJECTED, 2.0), swapped, rtol=1e-6)
+  tie = _outcomes(CHOSEN, CHOSEN, 2.0)[1]
+  np.testing.assert_allclose(np.exp(-tie), 1.0 / 3.0, rtol=1e-5)
+  assert np.all(_outcomes(CHOSEN, REJECTED, 2.0)[1] > tie)
+
+
+def test_rao_kupper_without_ties_is_bradley_terry():
+  wins, tie, defeats = _outcomes(CHOSEN, REJECTED, 1.0)
+  np.testing.assert_allclose(wins, reward.bradley_terry_loss(CHOSEN, REJECTED), rtol=1e-6)
+  np.testing.assert_allclose(defeats, reward.bradley_terry_loss(REJECTED, CHOSEN), rtol=1e-6)
+  np.testing.assert_array_equal(tie, np.inf)
