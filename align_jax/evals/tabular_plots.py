@@ -80,7 +80,6 @@ def shapes(family: Mapping[str, PairLoss], *, reach: float = 7.0) -> Figure:
     axes.grid(visible=False)
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.margins(x=0)
-    axes.set_ylim(*_padded(axes.get_ylim()))
   figure.supxlabel("margin Δ = log-ratio of chosen − log-ratio of rejected (nats)", fontsize=10)
   figure.supylabel("pull on the log-prob (−∂L/∂log π)", fontsize=10)
   _key(figure, {"chosen": _SIDES[0], "rejected": _SIDES[1], "loss (own scale)": (_OTHER, "-")})
@@ -122,29 +121,12 @@ def fields(family: Mapping[str, PairLoss], *, reach: float = 3.0) -> Figure:
 
 
 @styled
-def journeys(
-  runs: Mapping[str, Mapping[str, Trajectory]], *, chosen: int = 0, rejected: int = 1
-) -> Figure:
-  """log π of the first prompt's answers over training, as change since its start.
-
-  runs: row -> column (objective) -> what it did; a row needs not have every column.
-  """
-  columns = list(dict.fromkeys(name for row in runs.values() for name in row))
-  if len(runs) == 1:
-    figure, flat = _grid(columns, width=2.2, height=1.75)
-    places = {(row, name): axes for row in runs for name, axes in zip(columns, flat)}
-  else:
-    figure = Figure(figsize=(2.3 * len(columns) + 0.6, 1.9 * len(runs) + 0.8), layout="constrained")
-    table = figure.subplots(len(runs), len(columns), sharex=True, sharey="row", squeeze=False)
-    places = {
-      (row, name): table[i, j] for i, row in enumerate(runs) for j, name in enumerate(columns)
-    }
-  for (row, name), axes in places.items():
-    if name not in runs[row]:
-      axes.set_visible(False)
-      continue
-    _journey(axes, runs[row][name], chosen, rejected)
-    axes.set_title(name if len(runs) == 1 else f"{name}, {row}")
+def journeys(runs: Mapping[str, Trajectory], *, chosen: int = 0, rejected: int = 1) -> Figure:
+  """log π of the first prompt's answers over training, as change since its start."""
+  figure, panels = _grid(runs, width=2.25, height=1.75 if len(runs) > 5 else 2.4)
+  for axes, (name, run) in zip(panels, runs.items()):
+    _journey(axes, run, chosen, rejected)
+    axes.set_title(name)
   figure.supxlabel("step of gradient descent", fontsize=10)
   figure.supylabel("change of log π (nats)", fontsize=10)
   _key(figure, {"chosen": _SIDES[0], "rejected": _SIDES[1], "other answers": (_OTHER, "-")})
@@ -174,18 +156,15 @@ def optima(
   """
   figure = Figure(figsize=(9.6, 3.3), layout="constrained")
   panels = figure.subplots(1, len(reached) + 1, width_ratios=[1.0] * len(reached) + [1.5])
-  answers = np.arange(world.rewards.shape[1])
+  order = np.argsort(world.rewards[prompt])
+  answers, ref = np.arange(len(order)), np.exp(world.ref_logps[prompt, order])
   for place, (axes, (beta, runs)) in enumerate(zip(panels, reached.items())):
     best = tabular.optimum(world, beta=beta)
-    axes.bar(answers, np.exp(best[prompt]), color="#d5dbe0", width=0.8)
-    axes.step(
-      np.append(answers, answers[-1] + 1) - 0.5,
-      np.exp(np.append(world.ref_logps[prompt], world.ref_logps[prompt, -1])),
-      where="post", color=MUTED, linewidth=1, linestyle=_DASHES,
-    )  # fmt: skip
+    axes.bar(answers, np.exp(best[prompt, order]), color="#d5dbe0", width=0.8)
+    axes.hlines(ref, answers - 0.42, answers + 0.42, color=MUTED, linewidth=1.2, linestyle=_DASHES)
     for shift, (name, run) in zip((-0.18, 0.18), runs.items()):
       colour, marker = look_of(name)
-      probability = np.exp(run.logps[-1, prompt])
+      probability = np.exp(run.logps[-1, prompt, order])
       axes.plot(answers + shift, probability, marker, color=colour, markersize=6)
       panels[-1].plot(
         1 + np.arange(len(run.logps)),
@@ -196,7 +175,7 @@ def optima(
       )
     axes.set_title(f"β = {beta:g}")
     axes.set_ylim(0, 1.02)
-    axes.set_xticks(answers, [f"{r:+.1f}" for r in world.rewards[prompt]], fontsize=8)
+    axes.set_xticks(answers, map(_signed, world.rewards[prompt, order]), fontsize=8)
     axes.grid(axis="x", visible=False)
     axes.tick_params(labelleft=place == 0)
   panels[0].set_ylabel("probability of the answer")
@@ -290,7 +269,9 @@ def thumbs(
   right.plot([], [], color=look_of("kto")[0], linewidth=2, label="true thumbs")
   right.plot([], [], color=_OTHER, linewidth=1, label=f"shuffled, {len(shuffled)} ways")
   right.plot([], [], color=INK, linestyle=_DASHES, label="their mean")
-  right.legend(loc="center right", fontsize=8.5)
+  low, high = right.get_ylim()
+  right.set_ylim(low - 0.25 * (high - low), high)  # room for the legend
+  right.legend(loc="lower left", fontsize=8.5)
   right.margins(x=0)
   right.set_xlabel("step of gradient descent")
   right.set_ylabel("expected reward")
@@ -310,13 +291,13 @@ def displacements(changes: Mapping[str, tuple[np.ndarray, float]]) -> Figure:
     for mass, colour in zip(probabilities, (_CHOSEN, _REJECTED, _OTHER)):
       axes.barh(row, mass, left=before, color=colour, height=0.72, edgecolor="white")
       before += mass
-    axes.text(1.02, row, f"{reward:+.2f}", va="center", color=INK)
+    axes.text(1.02, row, _signed(reward), va="center", color=INK)
   axes.text(1.02, -0.85, "reward", va="center", color=MUTED)
   axes.set_yticks(range(len(changes)), list(changes))
   axes.set_ylim(len(changes) - 0.4, -0.6)
   axes.set_xlim(0, 1.0)
   axes.grid(visible=False)
-  axes.set_xlabel("probability")
+  axes.set_xlabel("probability after training")
   handles = [
     Line2D([], [], color=c, marker="s", markersize=8, linestyle="none", label=label)
     for c, label in ((_CHOSEN, "chosen"), (_REJECTED, "rejected"), (_OTHER, "never compared"))
@@ -348,30 +329,35 @@ def divergences(
 
 @styled
 def reward_frontier(
-  world: TabularWorld, runs: Mapping[str, Trajectory], *, betas: Sequence[float]
+  world: TabularWorld, runs: Mapping[str, Sequence[Trajectory]], *, betas: Sequence[float]
 ) -> Figure:
-  """Expected reward against √KL of every run, below the frontier that π* traces as β varies."""
-  figure = Figure(figsize=(8.6, 4.3), layout="constrained")
-  axes = figure.add_subplot()
+  """Expected reward against √KL where training ended, and what it lacks of the best at its KL.
+
+  runs: by objective, one trajectory a setting, in the order in which they are joined.
+  betas: descending; the frontier is what π* reaches at them.
+  """
+  figure = Figure(figsize=(9.6, 3.9), layout="constrained")
+  left, right = figure.subplots(1, 2)
   best = np.array([tabular.optimum(world, beta=beta) for beta in betas])
   kl = np.sum(np.exp(best) * (best - world.ref_logps), -1).mean(-1)
   reward = np.sum(np.exp(best) * world.rewards, -1).mean(-1)
-  axes.plot(np.sqrt(kl), reward, color=INK, linewidth=1.6, label="π*, all β")
-  for name, run in runs.items():
-    colour, marker = look_of(name)
-    root = np.sqrt(np.maximum(run.kl, 0))
-    axes.plot(root, run.reward, color=colour, linewidth=0.9, alpha=0.6)
-    axes.plot(
-      root[-1:],
-      run.reward[-1:],
-      marker,
-      color=colour,
-      markersize=7,
-      label=name,
-    )
-  axes.set_xlim(left=0)
-  axes.set_xlabel("√KL(π ‖ π_ref)  (√nats)")
-  axes.set_ylabel("expected reward")
+  left.plot(np.sqrt(kl), reward, color=INK, linewidth=1.6, label="π*, all β")
+  right.axhline(0, color=INK, linewidth=1.6)
+  spare = iter((("#7a6a00", "v"), ("#2f4b9b", "X"), ("#b02a4c", "<"), ("#1f7a8c", ">")))
+  for name, ends in runs.items():
+    known = name.lower() in ("dpo", "ipo", "kto", "ppo")
+    colour, marker = look_of(name) if known else next(spare)
+    roots = np.sqrt([max(run.kl[-1], 0.0) for run in ends])
+    ended = np.array([run.reward[-1] for run in ends])
+    lacking = ended - np.interp(roots, np.sqrt(kl), reward)
+    look = {"color": colour, "marker": marker, "markersize": 5.5, "linewidth": 1}
+    left.plot(roots, ended, label=name, **look)
+    right.plot(roots, lacking, **look)
+  for axes in (left, right):
+    axes.set_xlim(left=0)
+    axes.set_xlabel("√KL(π ‖ π_ref)  (√nats)")
+  left.set_ylabel("expected reward")
+  right.set_ylabel("reward − best reward at this KL")
   figure.legend(loc="outside right upper")
   return figure
 
@@ -387,13 +373,12 @@ def _grid(names, *, width: float, height: float, share: bool = True) -> tuple[Fi
   for column in range(columns):  # the lowest visible panel of a column names the ticks
     lowest = [axes for axes in table[:, column] if axes.get_visible()][-1]
     lowest.tick_params(labelbottom=True)
+  figure.get_layout_engine().set(w_pad=0.07)
   return figure, list(table.ravel()[: len(names)])
 
 
-def _padded(limits: tuple[float, float]) -> tuple[float, float]:
-  """Limits that show zero and are not narrower than a weak pull."""
-  low, high = min(limits[0], -0.02), max(limits[1], 0.02)
-  return low, high
+def _signed(value: float) -> str:
+  return f"{value:+.2f}".replace("-", "−")
 
 
 def _key(figure: Figure, looks: Mapping[str, tuple[str, str]]) -> None:
