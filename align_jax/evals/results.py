@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import uuid
 from typing import Any
 
 from align_jax import config as config_lib
@@ -182,6 +183,6 @@ def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
 
 def write_text(file: pathlib.Path, text: str) -> None:
   """Replaces the file in one move: a reader finds the old text or the new one."""
-  part = file.with_name(file.name + ".part")
+  part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
   part.write_text(text)
   part.replace(file)

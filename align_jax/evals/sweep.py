@@ -8,7 +8,7 @@ policies (differences paired by seed and prompt, the seeds of a prompt moving to
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def _rate(name: str) -> Callable[[PolicyEvaluation], float]:
 
 
 METRICS = {
-  "score": Metric("score", "a response", lambda e: e.score.value),
+  "score": Metric("score", "mean a response", lambda e: e.score.value),
   "kl": Metric("KL", "nats a response", lambda e: e.kl.value, lower_first=True),
   "sqrt_kl": Metric("√KL", "√nats a response", lambda e: e.sqrt_kl[0], lower_first=True),
   "win_rate": Metric("win rate", "share", lambda e: e.win_rate.rate.value),
@@ -212,8 +212,3 @@ def metric_title(metric: str, evaluation: PolicyEvaluation | None) -> str:
   if metric != "score" or evaluation is None:
     return METRICS[metric].title
   return "gold reward" if evaluation.scorer == "gold" else "reward-model score"
-
-
-def shown(metrics: Mapping[str, Estimate], metric: str) -> float:
-  """A metric's mean, NaN where it was not measured."""
-  return metrics[metric].value if metric in metrics else math.nan

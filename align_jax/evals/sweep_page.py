@@ -175,7 +175,7 @@ def as_html(title: str, table: Table, pictures: dict[str, Picture]) -> str:
       "colour": styles[row.variant][0],
       "seeds": seeds_of(row),
       "cells": [
-        {"text": text, "interval": small, "value": value}
+        {"text": text, "interval": small, "value": "" if math.isnan(value) else value}
         for (text, small), value in zip(cells_of(table, row), _values(table, row))
       ],
     }

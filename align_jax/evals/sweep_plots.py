@@ -80,11 +80,9 @@ def leaderboard(table: Table, metric: str) -> Figure:
   axes.set_ylim(len(table.rows) - 0.4, -0.6)
   axes.grid(axis="y", visible=False)
   axes.tick_params(axis="y", length=0)
+  unit = "" if METRICS[metric].is_share else f"{METRICS[metric].unit}, "
   title = metric_title(metric, table.evaluation)
-  unit = METRICS[metric].unit
-  axes.set_xlabel(
-    f"{title} ({'' if unit == 'share' else unit + ', '}mean and 95 % interval over seeds)"
-  )
+  axes.set_xlabel(f"{title} ({unit}95 % interval over seeds)")
   return figure
 
 

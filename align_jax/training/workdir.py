@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import uuid
 from typing import Any
 
 import jax
@@ -37,11 +38,11 @@ def open_workdir(path: str | pathlib.Path, phase: str, settings: dict[str, Any])
 def write_json(file: pathlib.Path, value):
   """Replaces the file in one move: a killed run leaves the old one or the new one.
 
-  Only the first process writes.
+  Only the first process writes, of each run that shares the file.
   """
   if jax.process_index() != 0:
     return
-  part = file.with_suffix(file.suffix + ".part")
+  part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
   part.write_text(json.dumps(value, indent=2) + "\n")
   part.replace(file)
 
