@@ -70,10 +70,11 @@ def test_unpaired_does_not_know_which_chosen_goes_with_which_rejected(four):
 
 @both
 @pytest.mark.parametrize("mask", [[1, 0, 1, 1, 0, 1, 1, 0], [0] * 7 + [1], [1] * 8, [0] * 8])
-def test_a_masked_batch_is_the_batch_without_its_empty_slots(four, loss, mask):
+@pytest.mark.parametrize("poison", [np.nan, -np.inf, 3.0])
+def test_a_masked_batch_is_the_batch_without_its_empty_slots(four, loss, mask, poison):
   mask = np.array(mask)
   real = mask.sum()
-  poisoned = tuple(jnp.where(mask, x, jnp.nan) for x in four)
+  poisoned = tuple(jnp.where(mask, x, poison * i) for i, x in enumerate(four, start=1))
   result, gradients = jax.value_and_grad(lambda *x: loss(*x, mask).sum(), (0, 1, 2, 3))(*poisoned)
   assert np.isfinite(result)
   np.testing.assert_allclose(loss(*poisoned, mask)[:real], loss(*(x[mask > 0] for x in four)))
