@@ -87,9 +87,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def batch_ways(mesh: Mesh) -> int:
+  """Into how many parts a batch is split: data x fsdp."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def put_batch(batch, mesh: Mesh):
   """Local NumPy rows of every host to one global array each, split along axis 0."""
-  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  ways = batch_ways(mesh)
   sharding = batch_sharding(mesh)
 
   def put(x):
@@ -101,3 +106,9 @@ def put_batch(batch, mesh: Mesh):
     return jax.make_array_from_process_local_data(sharding, x)
 
   return jax.tree.map(put, batch)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+  """The rows of a batch-sharded array that this host has put there, in its own order."""
+  parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -22,8 +22,8 @@ def get_config() -> config_dict.ConfigDict:
   for name in OBJECTIVES:
     config.preference[name] = _from("@sft", preference.get_config())
     config.preference[name].objective.name = name
-    if name != "kto":  # which pads all rows to one length
-      config.preference[name].data.buckets = (28, 46)
+    if name != "kto":  # which draws its mismatched answers anew
+      config.preference[name].reference_cache = "@reference"
   config.ppo = _from("@sft", ppo.get_config())
   config.ppo.reward_model = "@reward"
   config.evaluation = evaluate.get_config()

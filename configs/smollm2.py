@@ -23,7 +23,9 @@ def get_config(folder: str = "") -> config_dict.ConfigDict:
   config.start = "smollm2"
   config.sft = config_dict.placeholder(dict)  # the model is instruction-tuned already
   config.reward = _pairs(reward.get_config(), folder, steps=30)
+  config.reward.data.buckets = (64, 80, LENGTH)
   config.preference = config_dict.create(dpo=_pairs(preference.get_config(), folder, steps=30))
+  config.preference.dpo.model.logits_chunk = 128
   config.ppo = _ppo(folder)
   config.evaluation = _evaluation(os.path.join(folder, "dev.jsonl"), limit=48)
   config.evaluation.scorer = "reward:@reward"
@@ -41,7 +43,6 @@ def _pairs(config, folder: str, steps: int):
   )
   config.data.columns = COLUMNS
   config.data.eval_limit = 64
-  config.data.buckets = (64, 80, LENGTH)
   config.optimizer = common.optimizer(2e-4)
   config.loop = common.loop(steps, checkpoint_every=10)
   return config

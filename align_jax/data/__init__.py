@@ -1,5 +1,6 @@
 """Records, their sources, and the way from records to batches."""
 
+from align_jax.data.batching import Batching
 from align_jax.data.chat import Encoded, stop_ids
 from align_jax.data.corpus import pad_id
 from align_jax.data.encoding import (
@@ -11,6 +12,7 @@ from align_jax.data.encoding import (
   encode_response,
 )
 from align_jax.data.mixture import Mixture, mix, mixture_weights
+from align_jax.data.pairs import Pairs, padded_batches, tokenise_pairs
 from align_jax.data.pipeline import (
   feedback_batches,
   preference_batches,
@@ -30,14 +32,15 @@ from align_jax.data.records import (
   to_row,
   write,
 )
+from align_jax.data.shared_rows import shared_batches
 from align_jax.data.sources import COLUMN_MAPS
 from align_jax.data.transcripts import Message
 
 __all__ = [
-  "COLUMN_MAPS", "Demonstration", "Encoded", "EncodedPair", "Feedback", "Message", "Mixture",
-  "Preference", "Prompt", "encode_demonstration", "encode_feedback", "encode_preference",
+  "Batching", "COLUMN_MAPS", "Demonstration", "Encoded", "EncodedPair", "Feedback", "Message", "Mixture",
+  "Pairs", "Preference", "Prompt", "encode_demonstration", "encode_feedback", "encode_preference",
   "encode_prompt", "encode_response", "feedback_batches", "fingerprint", "mix", "mixture_weights",
-  "pad_id",
-  "preference_batches", "prompt_batches", "read_demonstrations", "read_feedback",
-  "read_preferences", "read_prompts", "sft_batches", "stop_ids", "to_row", "write",
+  "pad_id", "padded_batches", "preference_batches", "prompt_batches", "read_demonstrations",
+  "read_feedback", "read_preferences", "read_prompts", "sft_batches", "shared_batches", "stop_ids",
+  "to_row", "tokenise_pairs", "write",
 ]  # fmt: skip

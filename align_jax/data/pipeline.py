@@ -19,6 +19,7 @@ import numpy as np
 from align_jax.data import encoding
 from align_jax.data.batching import Batch, Batching, tokenised
 from align_jax.data.mixture import Mixture
+from align_jax.data.pairs import padded_batches, tokenise_pairs
 from align_jax.data.records import Demonstration, Feedback, Preference, Prompt
 from align_jax.errors import InputError
 
@@ -98,27 +99,8 @@ def preference_batches(
   and weight, margin, label_prob float32 [B].
   """
   plan = Batching(batch_size, seed, epochs, shuffle, pad_last, shard_index, shard_count)
-
-  def encode(record):
-    return encoding.encode_preference(record, tokenizer, length, overlong)
-
-  source = tokenised(records, encode, tokenizer, plan)
-  weight, margin, label_prob = map(source.column, ("weight", "margin", "label_prob"))
-
-  def assemble(rows: np.ndarray, length: int) -> Batch:
-    pairs = np.where(rows[:, None] < 0, -1, 2 * rows[:, None] + np.arange(2))
-    batch = source.corpus.rows(pairs, length)
-    return {
-      "tokens": batch["tokens"],
-      "segment_ids": batch["segment_ids"],
-      "response_mask": batch["mask"].astype(np.float32),
-      "weight": np.where(rows < 0, np.float32(0), weight[rows]),
-      "margin": margin[rows],
-      "label_prob": label_prob[rows],
-    }
-
-  lengths = source.corpus.lengths.reshape(-1, 2).max(axis=1)
-  return source.padded(assemble, length, lengths=lengths, buckets=buckets)
+  pairs = tokenise_pairs(records, tokenizer, plan, length=length, overlong=overlong)
+  return padded_batches(pairs, length, buckets=buckets)
 
 
 def feedback_batches(

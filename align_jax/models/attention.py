@@ -42,10 +42,27 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def sequence_mask(length: int, segment_ids: jax.Array | None, window: int | None) -> jax.Array:
-  """Who sees whom in whole rows, [B or 1, 1, 1, T, T] bool: the past, own segment, own window."""
+def sequence_mask(
+  length: int,
+  segment_ids: jax.Array | None,
+  window: int | None,
+  *,
+  positions: jax.Array | None = None,
+  branch_ids: jax.Array | None = None,
+) -> jax.Array:
+  """Who sees whom in whole rows, [B or 1, 1, 1, T, T] bool: the past, own segment, own window.
+
+  With `branch_ids` [B, T] a segment is a trunk (0) that forks: a token sees the trunk and its own
+  branch only, and the window goes by `positions` [B, T], which start again in every branch.
+  """
   ahead = np.arange(length)[:, None] - np.arange(length)[None, :]
-  seen = jnp.asarray((ahead >= 0) & (ahead < (window or length)))[None]
+  seen = jnp.asarray(ahead >= 0)[None]
+  if branch_ids is not None:
+    own = branch_ids[:, :, None] == branch_ids[:, None, :]
+    seen = seen & (own | (branch_ids == 0)[:, None, :])
+    ahead = positions[:, :, None] - positions[:, None, :]
+  if window is not None:
+    seen = seen & (ahead < window)
   if segment_ids is not None:
     seen = seen & (segment_ids[:, :, None] == segment_ids[:, None, :])
   return seen[:, None, None]

@@ -27,19 +27,43 @@ def token_logprobs(
   if temperature <= 0:
     raise ValueError(f"temperature must be positive, not {temperature}")
   hidden = model.apply(variables, tokens, positions, segment_ids, method=Transformer.hidden)
-  hidden, targets = hidden[:, :-1], tokens[:, 1:]
 
-  def score(chunk):
-    logits = model.apply(variables, chunk[0], method=Transformer.unembed) / temperature
-    return _score(logits, chunk[1], return_entropy)
+  def score(hidden, targets):
+    logits = model.apply(variables, hidden, method=Transformer.unembed) / temperature
+    return _score(logits, targets, return_entropy)
 
-  if chunk_size is None or chunk_size >= targets.shape[1]:
-    scores = score((hidden, targets))
-  else:
-    split = jax.tree.map(lambda x: _split(x, chunk_size), (hidden, targets))
-    scores = jax.lax.map(jax.checkpoint(score, prevent_cse=False), split)  # [N, B, C]
-    scores = jax.tree.map(lambda x: _join(x, targets.shape[1]), scores)
+  scores = map_positions(score, (hidden[:, :-1], tokens[:, 1:]), chunk_size=chunk_size)
   return scores if return_entropy else scores[0]
+
+
+def map_positions(score, arrays, *, chunk_size: int | None, count: jax.Array | None = None):
+  """`score(*arrays)` in chunks of positions, each recomputed in the backward pass.
+
+  arrays: [B, T, ...] each; score: their chunks [B, C, ...] to a tuple of arrays [B, C]. With
+  `count` [], the positions from `count` on are empty in every row: chunks of nothing else are
+  skipped, in the backward pass too, and give 0.
+  """
+  length = arrays[0].shape[1]
+  if chunk_size is None or chunk_size >= length:
+    return score(*arrays)
+  split = tuple(_split(x, chunk_size) for x in arrays)
+  starts = jnp.arange(split[0].shape[0]) * chunk_size
+
+  def one(start_and_chunk):
+    start, chunk = start_and_chunk
+    if count is None:
+      return score(*chunk)
+    shapes = jax.eval_shape(score, *chunk)
+    empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.cond(start < count, lambda: score(*chunk), lambda: empty)
+
+  scores = jax.lax.map(jax.checkpoint(one, prevent_cse=False), (starts, split))  # [N, B, C]
+  return jax.tree.map(lambda x: _join(x, length), scores)
+
+
+def target_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """log softmax(logits)[target], [B, T] float32; logits [B, T, V] float32, targets [B, T]."""
+  return _score(logits, targets, False)[0]
 
 
 def init_scalar_head(rng: jax.Array, dim: int) -> dict:

@@ -196,23 +196,24 @@ class Transformer(nn.Module):
       metadata_params={nn.PARTITION_NAME: "layers"},
     )(c, self.lora_scale)
 
-  def __call__(self, tokens, positions=None, segment_ids=None) -> jax.Array:
+  def __call__(self, tokens, positions=None, segment_ids=None, branch_ids=None) -> jax.Array:
     """Logits [B, T, V] float32 of tokens [B, T] int32.
 
     positions [B, T] default to 0, 1, 2...; tokens see their own segment only (segment_ids [B, T],
-    0 = padding).  With a cache, tokens are written at the slots `positions` and see all slots up to
-    their own; rows may be of different ages.
+    0 = padding), and of it only the trunk and their own branch (branch_ids [B, T], 0 = trunk), so
+    that several continuations share one prompt.  With a cache, tokens are written at the slots
+    `positions` and see all slots up to their own; rows may be of different ages.
     """
-    return self.unembed(self.hidden(tokens, positions, segment_ids))
+    return self.unembed(self.hidden(tokens, positions, segment_ids, branch_ids))
 
-  def hidden(self, tokens, positions=None, segment_ids=None) -> jax.Array:
+  def hidden(self, tokens, positions=None, segment_ids=None, branch_ids=None) -> jax.Array:
     """The residual stream behind the last norm, [B, T, D]; arguments as for `__call__`."""
     c = self.config
     self._check_names()
     x = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(c.dtype))
     if c.scale_embeddings:
       x = x * jnp.asarray(c.embed_dim**0.5, x.dtype)
-    context = self._context(tokens, positions, segment_ids)
+    context = self._context(tokens, positions, segment_ids, branch_ids)
     layers = (jnp.arange(c.num_layers), jnp.asarray(c.windowed))
     x, _ = self.layers(x, layers, context)
     return rms_norm(x, self.final_norm, c)
@@ -228,12 +229,14 @@ class Transformer(nn.Module):
       logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
     return logits
 
-  def _context(self, tokens, positions, segment_ids) -> Context:
+  def _context(self, tokens, positions, segment_ids, branch_ids) -> Context:
     c = self.config
     length = tokens.shape[1]
     slots = self._cache_slots()
-    if slots is not None and segment_ids is not None:
-      raise ValueError("segment_ids do not go with a cache: its slots are positions")
+    if slots is not None and (segment_ids is not None or branch_ids is not None):
+      raise ValueError("segment_ids and branch_ids do not go with a cache: its slots are positions")
+    if branch_ids is not None and positions is None:
+      raise ValueError("branch_ids need positions: every branch goes on where its trunk ends")
     if positions is None:
       positions = jnp.arange(length)[None]
     if slots is not None:
@@ -242,7 +245,9 @@ class Transformer(nn.Module):
     def mask(window):
       if slots is not None:
         return attention.cache_mask(positions, slots, window)
-      return attention.sequence_mask(length, segment_ids, window)
+      return attention.sequence_mask(
+        length, segment_ids, window, positions=positions, branch_ids=branch_ids
+      )
 
     def table(theta, scaling):
       freqs = attention.rope_frequencies(c.head_dim, theta, scaling)

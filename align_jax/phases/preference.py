@@ -1,17 +1,24 @@
-"""Direct preference optimisation: DPO, IPO or KTO against the frozen model that the phase starts from."""
+"""Preference optimisation: any objective of the family against the model that the phase starts from."""
 
 import dataclasses
-import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
 
 from align_jax import config as config_lib
 from align_jax import data, sharding
 from align_jax.errors import InputError
-from align_jax.phases import records, train, workspace
+from align_jax.phases import records, reference, train, workspace
 from align_jax.phases.sections import DataSection, ModelSection
 from align_jax.sharding import MeshConfig
-from align_jax.training import objectives, workdir
+from align_jax.training import preference_objectives, preferences, workdir
 from align_jax.training.loop import LoopConfig
 from align_jax.training.optimizer import OptimizerConfig
+
+RECORDS = ("pairs", "feedback")
+LAYOUTS = ("shared", "padded")
+REFERENCES = ("auto", "cached", "recomputed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +28,17 @@ class PreferenceConfig:
   seed: int
   model: ModelSection
   data: DataSection
-  objective: objectives.PreferenceConfig
+  objective: preferences.PreferenceConfig
   optimizer: OptimizerConfig
   loop: LoopConfig
   records: str = "pairs"  # or "feedback", for kto: {"prompt", "completion", "label"}
+  layout: str = (
+    "shared"  # the prompt of a pair once, rows packed; or "padded": two whole rows a pair
+  )
+  reference: str = (
+    "auto"  # log-probs "cached" on disk or "recomputed" every step; auto: cached if it can
+  )
+  reference_cache: str | None = None  # folder that runs may share; None: inside the workdir
   accumulate: int = 1
   mesh: MeshConfig = MeshConfig()
 
@@ -33,85 +47,208 @@ class PreferenceConfig:
       raise InputError(
         "preference optimisation needs a trained model: model.init cannot be scratch"
       )
-    if self.objective.name == "kto" and self.data.batch_size < 2:
-      raise InputError(
-        "kto compares mismatched examples of a batch: data.batch_size must be over 1"
-      )
-    if self.records not in ("pairs", "feedback"):
-      raise InputError(f"config.records must be 'pairs' or 'feedback', not {self.records!r}")
-    if self.records == "feedback" and self.objective.name != "kto":
+    for name, known in (("layout", LAYOUTS), ("reference", REFERENCES), ("records", RECORDS)):
+      if getattr(self, name) not in known:
+        raise InputError(
+          f"config.{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}"
+        )
+    if self.records == "feedback" and not self.objective.unpaired:
       raise InputError(
         f"{self.objective.name} learns from pairs; config.records='feedback' is for kto"
       )
-    if self.objective.name == "kto" and self.data.buckets:
-      raise InputError("data.buckets is not used by the objective 'kto'")
+    if self.objective.unpaired:
+      self._check_unpaired()
+    if self.objective.batchwise and self.accumulate > 1:
+      raise InputError(
+        f"{self.objective.name} sorts the pairs of a whole batch: config.accumulate must be 1"
+      )
+    self._check_reference()
+
+  def _check_unpaired(self):
+    name = self.objective.name
+    if "kl_baseline" in self.objective.arrays and self.data.batch_size < 2:
+      raise InputError(
+        f"{name} compares mismatched examples of a batch: data.batch_size must be over 1"
+      )
+    if self.data.buckets:
+      raise InputError(f"data.buckets is not used by the objective {name!r}")
+
+  def _check_reference(self):
+    name, objective = self.objective.name, self.objective
+    if self.reference != "auto" and not objective.needs_reference:
+      raise InputError(f"config.reference is not used by {name}, which has none: leave it at auto")
+    if self.reference == "cached" and not self.can_cache:
+      raise InputError(f"config.reference='cached' is not possible: {self._no_cache}")
+    if self.reference_cache and not self.caches:
+      raise InputError(
+        f"config.reference_cache is not used: {self._no_cache or 'it is recomputed'}"
+      )
+    if objective.sync_every and self.model.lora.rank and objective.sync_alpha != 1.0:
+      raise InputError("objective.sync_alpha must be 1 with LoRA: two adapters have no average")
+
+  @property
+  def _no_cache(self) -> str:
+    objective = self.objective
+    if not objective.needs_reference:
+      return f"{objective.name} has no reference"
+    if objective.unpaired:
+      return f"{objective.name} draws mismatched answers anew"
+    if objective.needs_distributions:
+      return f"{objective.name} reads the reference's whole distributions"
+    return "objective.sync_every moves the reference" if objective.sync_every else ""
+
+  @property
+  def can_cache(self) -> bool:
+    return not self._no_cache
+
+  @property
+  def caches(self) -> bool:
+    """Whether the reference's log-probs are read from disk."""
+    return self.can_cache and self.reference != "recomputed"
 
 
 def run(config: PreferenceConfig, path: str, devices) -> None:
   """Trains and leaves a finished workdir at `path`; resumes one that was interrupted."""
   mesh = sharding.make_mesh(config.mesh, devices)
-  name = config.objective.name
-  folder = workdir.open_workdir(path, name, config_lib.to_dict(config))
+  objective = config.objective
+  folder = workdir.open_workdir(path, objective.name, config_lib.to_dict(config))
   if workdir.is_finished(folder):
     return
-  kind = "preferences" if config.records == "pairs" else "feedback"
-  examples, held_out = records.read_split(config.data, kind, eval_kind="preferences")
-  check_margins(records.all_records(examples), name)
-  workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
-  kto = name == "kto"
-  tokenizer = workspace.tokenizer_of(config.model)
-  batches = train.pair_batches(config, tokenizer)
-  training = train.feedback_batches(config, tokenizer)(examples) if kto else batches(examples)
-  eval_batches = list(batches(held_out, epochs=1)) if held_out else None
+  source = _Records.read(config)
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   trainable, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
   chunk = config.model.logits_chunk
+  read = _reference_reader(config, folder, loaded, mesh) if config.caches else None
+  if objective.needs_reference and not (frozen or objective.sync_every or config.caches):
+    frozen = {"ref": loaded.params}
+  roles = {"policy": (config.model.init, loaded)}
+  if objective.needs_reference:
+    roles["ref"] = roles["policy"]
   plan = train.Plan(
-    phase=name,
+    phase=objective.name,
     kind="policy",
     loaded=loaded,
     trainable=trainable,
-    frozen=frozen or {"ref": loaded.params},
-    objective=objectives.preference_objective(model, config.objective, chunk=chunk),
-    prepare=objectives.kto_prepare(model, chunk=chunk) if kto else None,
-    batches=training,
-    eval_objective=objectives.preference_evaluation(model, config.objective, chunk=chunk),
-    eval_batches=eval_batches,
-    fingerprint=data.fingerprint(records.all_records(examples)),
-    parents=workspace.parents(policy=(config.model.init, loaded), ref=(config.model.init, loaded)),
-    check_first=lambda values: check_identity(config.objective, values),
+    frozen=frozen,
+    objective=preference_objectives.preference_objective(model, objective, chunk=chunk),
+    prepare=preference_objectives.prepare(model, objective, chunk=chunk),
+    batches=source.training_batches(config, mesh, read),
+    eval_objective=preference_objectives.preference_evaluation(model, objective, chunk=chunk),
+    eval_batches=source.eval_batches(config, mesh, read),
+    fingerprint=data.fingerprint(source.records),
+    parents=workspace.parents(**roles),
+    check_first=lambda values: check_identity(objective, values),
+    carried=preference_objectives.carried(objective, trainable, frozen),
+    carry=preference_objectives.carry(objective),
   )
   train.run_plan(plan, config, folder, mesh)
 
 
-def check_margins(examples, name: str) -> None:
-  """Raises InputError where a record asks for a margin, which these objectives have no place for."""
+@dataclasses.dataclass(frozen=True)
+class _Records:
+  """What is trained on and what is held out, tokenised before any weight is loaded."""
+
+  training: Any  # Pairs, or single responses with a thumb up or down
+  held_out: data.Pairs | None
+  records: list
+  eval_records: list
+  tokenizer: Any
+
+  @classmethod
+  def read(cls, config: PreferenceConfig) -> "_Records":
+    kind = "preferences" if config.records == "pairs" else "feedback"
+    examples, held_out = records.read_split(config.data, kind, eval_kind="preferences")
+    everything = records.all_records(examples)
+    check_records(everything, config.objective)
+    tokenizer = workspace.tokenizer_of(config.model)
+    training = examples if config.objective.unpaired else _tokenised(config, examples, tokenizer)
+    if held_out:
+      pairs = _tokenised(config, held_out, tokenizer, epochs=1)
+      return cls(training, pairs, everything, held_out, tokenizer)
+    return cls(training, None, everything, [], tokenizer)
+
+  def training_batches(self, config: PreferenceConfig, mesh, read: Callable | None):
+    if config.objective.unpaired:
+      workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
+      return train.feedback_batches(config, self.tokenizer)(self.training)
+    cached = read and read(self.training, self.records, self.tokenizer)
+    return _batches(config, self.training, mesh, cached, config.accumulate)
+
+  def eval_batches(self, config: PreferenceConfig, mesh, read: Callable | None):
+    if self.held_out is None:
+      return None
+    cached = read and read(self.held_out, self.eval_records, self.tokenizer)
+    return list(_batches(config, self.held_out, mesh, cached, 1))
+
+
+def _tokenised(config: PreferenceConfig, examples, tokenizer, epochs: int | None = None):
+  options = train.stream_options(config, epochs)
+  length = options.pop("length")
+  steps = "chosen_step_mask" in config.objective.arrays
+  return data.tokenise_pairs(
+    examples, tokenizer, data.Batching(**options), length=length, steps=steps
+  )
+
+
+def _batches(config: PreferenceConfig, pairs: data.Pairs, mesh, cached, accumulate: int):
+  buckets = config.data.buckets
+  if config.layout == "padded":
+    workspace.check_batch(config.data.batch_size, accumulate, mesh)
+    return data.padded_batches(pairs, config.data.length, buckets=buckets, reference=cached)
+  ways = accumulate * sharding.batch_ways(mesh)
+  return data.shared_batches(
+    pairs,
+    buckets=buckets,
+    row_multiple=max(1, ways // jax.process_count()),
+    reference=cached,
+  )
+
+
+def _reference_reader(config: PreferenceConfig, folder, loaded: workspace.Loaded, mesh):
+  """`(pairs, records, tokenizer) -> Reference`: from the cache, which is made where it is missing."""
+  scorer = reference.Scorer(
+    loaded.model,
+    {"params": loaded.params},
+    mesh,
+    batch_size=config.data.batch_size,
+    chunk=config.model.logits_chunk,
+  )
+
+  def read(pairs, records, tokenizer):
+    identity = reference.identity_of(records, tokenizer, config.data.length)
+    place = config.reference_cache or folder / "reference"
+    return reference.cached_reference(place, pairs, scorer, identity)
+
+  return read
+
+
+def check_records(examples, objective: preferences.PreferenceConfig) -> None:
+  """Raises InputError where a record asks for what the objective has no place for."""
   for example in examples:
-    if isinstance(example, data.Preference) and example.margin:
+    if not isinstance(example, data.Preference):
+      continue
+    if example.margin:
       raise InputError(
-        f"{example.source}: field 'margin' is not used by {name}, only by reward models"
+        f"{example.source}: field 'margin' is not used by {objective.name}, only by reward models"
+      )
+    if objective.batchwise and (example.label_prob != 1.0 or example.weight != 1.0):
+      raise InputError(
+        f"{example.source}: {objective.name} sorts whole batches: fields 'label_prob' and 'weight' "
+        "must be 1"
       )
 
 
-def identity_loss(objective: objectives.PreferenceConfig) -> float:
-  """The loss where the policy is its own reference: ln 2 (DPO), 1/(4 tau^2) (IPO), weight/2 (KTO)."""
-  settings = objective.settings()
-  if objective.name == "dpo":
-    return math.log(2.0)
-  if objective.name == "ipo":
-    return 1.0 / (4.0 * settings["tau"] ** 2)
-  return 0.5 * settings["desirable_weight"]
-
-
-def check_identity(objective: objectives.PreferenceConfig, values: dict[str, float]) -> None:
+def check_identity(objective: preferences.PreferenceConfig, values: dict[str, float]) -> None:
   """Stops a run whose policy is not its reference at step 0, which most pipeline bugs cause."""
-  if objective.name == "kto":
-    settings = objective.settings()
-    if settings["desirable_weight"] != settings["undesirable_weight"]:
-      return  # the loss then depends on how many of each the batch holds
-  expected = identity_loss(objective)
-  if not abs(values["loss"] - expected) <= 1e-4 * max(1.0, expected):
+  expected = objective.identity_loss()
+  if expected is not None and not abs(values["loss"] - expected) <= 1e-4 * max(1.0, expected):
     raise FloatingPointError(
       f"at step 0 policy and reference must agree, so the {objective.name} loss must be "
       f"{expected:.6f}; it is {values['loss']:.6f}"
     )
+  if objective.needs_reference:
+    for name in ("rewards/chosen", "rewards/rejected"):
+      if not abs(values[name]) <= 1e-3 * max(1.0, objective.reward_scale):
+        raise FloatingPointError(
+          f"at step 0 policy and reference must agree, so {name} must be 0; it is {values[name]:.6f}"
+        )

@@ -30,15 +30,17 @@ class Plan:
   eval_objective: step.Objective | None = None
   eval_batches: list[Any] | None = None
   prepare: Callable | None = None
+  carried: dict[str, Any] = dataclasses.field(default_factory=dict)  # to begin with
+  carry: step.Carry | None = None
   check_first: Callable[[dict[str, float]], None] | None = None
 
 
 def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
   """Trains, writes checkpoints and metrics, and leaves a finished workdir."""
   tx = optimizer.make_optimizer(config.optimizer, config.loop.steps)
-  train_state = state.create_state(plan.trainable, tx, config.seed, mesh)
+  train_state = state.create_state(plan.trainable, tx, config.seed, mesh, carried=plan.carried)
   train = step.make_train_step(
-    plan.objective, tx, accumulate=config.accumulate, prepare=plan.prepare
+    plan.objective, tx, accumulate=config.accumulate, prepare=plan.prepare, carry=plan.carry
   )
 
   def put(batch):
@@ -65,9 +67,10 @@ def _evaluator(plan: Plan, put):
     return None
   evaluate = step.make_eval_step(plan.eval_objective or plan.objective)
 
-  def run(params):
+  def run(train_state):
+    frozen = plan.frozen | train_state.carried
     return loop.evaluate_batches(
-      lambda p, batch: evaluate(p, plan.frozen, batch), params, plan.eval_batches, put
+      lambda p, batch: evaluate(p, frozen, batch), train_state.params, plan.eval_batches, put
     )
 
   return run

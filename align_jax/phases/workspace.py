@@ -1,7 +1,6 @@
 """What every phase does first and last: devices, workdir, model in, checkpoint out."""
 
 import dataclasses
-import math
 import pathlib
 from typing import Any
 
@@ -111,7 +110,7 @@ def _scratch_tokenizer(scratch: ScratchConfig):
 
 def check_batch(rows: int, accumulate: int, mesh):
   """Raises InputError unless a batch splits evenly into microbatches and over the mesh."""
-  ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+  ways = sharding.batch_ways(mesh)
   if accumulate < 1 or rows % (accumulate * ways):
     raise InputError(
       f"a batch of {rows} rows does not split into accumulate = {accumulate} parts over "

@@ -37,7 +37,7 @@ class LoopConfig:
 class Hooks:
   """What a phase adds to the loop; every hook may be absent."""
 
-  evaluate: Callable[[Any], dict[str, float]] | None = None  # params -> {name: value}
+  evaluate: Callable[[Any], dict[str, float]] | None = None  # state -> {name: value}
   check_first: Callable[[dict[str, float]], None] | None = (
     None  # raises unless step 0 is as it must be
   )
@@ -68,7 +68,7 @@ def fit(
   with contextlib.closing(checkpoints), contextlib.closing(log), _stop_requests() as stop:
     for t in range(start, config.steps):
       if hooks.evaluate and (t == 0 or (config.eval_every and t % config.eval_every == 0)):
-        log.evaluation(t, hooks.evaluate(state.params))
+        log.evaluation(t, hooks.evaluate(state))
       state, metrics = step(state, put(next(batches)))
       log.after_dispatch(t, metrics)
       due = config.checkpoint_every and (t + 1) % config.checkpoint_every == 0
@@ -81,7 +81,7 @@ def fit(
         raise SystemExit(RESUME_STATUS)
     log.flush()
     if hooks.evaluate and start < config.steps:
-      log.evaluation(config.steps, hooks.evaluate(state.params))
+      log.evaluation(config.steps, hooks.evaluate(state))
     checkpoints.save(config.steps, state, batches, metadata=metadata)
   return state
 

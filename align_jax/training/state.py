@@ -13,19 +13,25 @@ from align_jax import sharding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Arrays only.  `rng` never changes: step t draws from `fold_in(rng, t)`, so a resume is exact."""
+  """Arrays only.  `rng` never changes: step t draws from `fold_in(rng, t)`, so a resume is exact.
+
+  `carried` is what an objective itself takes from step to step: a moving reference, a running mean.
+  """
 
   step: jax.Array
   params: Any
   opt_state: optax.OptState
   rng: jax.Array
+  carried: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _init(params, rng, tx: optax.GradientTransformation) -> TrainState:
-  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng)
+def _init(params, rng, carried, tx: optax.GradientTransformation) -> TrainState:
+  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng, carried)
 
 
-def state_shardings(abstract_params, param_shardings, tx: optax.GradientTransformation, mesh):
+def state_shardings(
+  abstract_params, param_shardings, tx: optax.GradientTransformation, mesh, carried=None
+):
   """Optimizer moments are placed like the parameters they belong to; the rest is replicated."""
   everywhere = sharding.replicated(mesh)
   abstract_opt = jax.eval_shape(tx.init, abstract_params)
@@ -36,19 +42,25 @@ def state_shardings(abstract_params, param_shardings, tx: optax.GradientTransfor
     param_shardings,
     transform_non_params=lambda _: everywhere,
   )
-  return TrainState(everywhere, param_shardings, opt, everywhere)
+  return TrainState(everywhere, param_shardings, opt, everywhere, carried or {})
 
 
-def create_state(params, tx: optax.GradientTransformation, seed: int, mesh) -> TrainState:
+def create_state(
+  params, tx: optax.GradientTransformation, seed: int, mesh, *, carried: dict | None = None
+) -> TrainState:
   """A fresh state around `params`, whose placement on the mesh decides that of the moments.
 
   `out_shardings` is not optional on an Auto mesh: without it jit replicates Adam's moments.  The
-  parameters are copied, because the training step donates its state.
+  parameters and what is `carried` are copied, because the training step donates its state.
   """
-  placed = jax.tree.map(lambda x: x.sharding, params)
-  shardings = state_shardings(params, placed, tx, mesh)
-  init = jax.jit(lambda p, k: _init(jax.tree.map(jnp.copy, p), k, tx), out_shardings=shardings)
-  return init(params, jax.random.key(seed))
+  carried = {} if carried is None else carried
+  placed, kept = jax.tree.map(lambda x: x.sharding, (params, carried))
+  shardings = state_shardings(params, placed, tx, mesh, kept)
+
+  def init(params, carried, rng):
+    return _init(*jax.tree.map(jnp.copy, (params, rng, carried)), tx)
+
+  return jax.jit(init, out_shardings=shardings)(params, carried, jax.random.key(seed))
 
 
 def abstract_state(state):

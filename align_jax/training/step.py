@@ -13,6 +13,8 @@ from align_jax.training.state import TrainState
 
 Metrics = dict[str, Any]
 Objective = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+# (carried, new params, metrics, steps done) -> carried
+Carry = Callable[[dict[str, Any], Any, Metrics, jax.Array], dict[str, Any]]
 
 
 def train_step(
@@ -24,6 +26,7 @@ def train_step(
   tx: optax.GradientTransformation,
   accumulate: int = 1,
   prepare: Callable | None = None,
+  carry: Carry | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Differentiates the *summed* loss over all microbatches and divides once by the total weight.
 
@@ -32,8 +35,10 @@ def train_step(
   so that accumulation, padding and sharding never change a number.  `frozen` holds the base and
   reference parameters and is never differentiated.  `prepare(params, frozen, batch)` may add to the
   batch what depends on all of it (KTO's baseline) before it is split into `accumulate` parts.
+  `carry` renews `state.carried` behind the update; the objective reads it as part of `frozen`.
   """
   rng = jax.random.fold_in(state.rng, state.step)
+  frozen = frozen | state.carried
   if prepare is not None:
     batch = prepare(state.params, frozen, batch)
   value_and_grad = jax.value_and_grad(objective, has_aux=True)
@@ -46,7 +51,8 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics["grad_norm"] = Mean(optax.global_norm(grads), jnp.ones(()))
-  return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+  carried = carry(state.carried, params, metrics, state.step + 1) if carry else state.carried
+  return TrainState(state.step + 1, params, opt_state, state.rng, carried), metrics
 
 
 def _accumulated(value_and_grad, params, frozen, batch, rng, parts: int):
@@ -75,10 +81,11 @@ def make_train_step(
   *,
   accumulate: int = 1,
   prepare: Callable | None = None,
+  carry: Carry | None = None,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
   """The compiled step `(state, frozen, batch) -> (state, metrics)`, which reuses the state's memory."""
   step = functools.partial(
-    train_step, objective=objective, tx=tx, accumulate=accumulate, prepare=prepare
+    train_step, objective=objective, tx=tx, accumulate=accumulate, prepare=prepare, carry=carry
   )
   return jax.jit(step, donate_argnums=0)
 

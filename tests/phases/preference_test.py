@@ -5,7 +5,7 @@ import math
 import pytest
 
 from align_jax.phases import preference
-from align_jax.training.objectives import PreferenceConfig
+from align_jax.training.preferences import PreferenceConfig
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,8 @@ from align_jax.training.objectives import PreferenceConfig
 )
 def test_a_run_that_does_not_start_at_its_reference_is_stopped(objective, loss):
   """peers 3.11, 3.12: at run time too; six times ln 2 is what broken segments once gave."""
-  preference.check_identity(objective, {"loss": loss})
-  for wrong in (6 * loss, 0.9 * loss):
+  values = {"loss": loss, "rewards/chosen": 0.0, "rewards/rejected": 0.0}
+  preference.check_identity(objective, values)
+  for wrong in ({"loss": 6 * loss}, {"loss": 0.9 * loss}, {"rewards/rejected": -0.1}):
     with pytest.raises(FloatingPointError, match="at step 0 policy and reference must agree"):
-      preference.check_identity(objective, {"loss": wrong})
+      preference.check_identity(objective, values | wrong)

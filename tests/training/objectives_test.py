@@ -9,7 +9,7 @@ import pytest
 
 from align_jax import data, models, worlds
 from align_jax.errors import InputError
-from align_jax.training import objectives
+from align_jax.training import objectives, preference_objectives, preferences
 from align_jax.training.metrics import to_floats
 
 KEY = jax.random.key(0)
@@ -26,8 +26,17 @@ def feedback_of(pairs):
   return flat | other | ones
 
 
+def preference(model, name, chunk=None, **settings):
+  config = preferences.PreferenceConfig(name, **settings)
+  return preference_objectives.preference_objective(model, config, chunk=chunk)
+
+
 def dpo(model, **settings):
-  return objectives.preference_objective(model, objectives.PreferenceConfig("dpo", **settings))
+  return preference(model, "dpo", **settings)
+
+
+def kto_prepare(model):
+  return preference_objectives.prepare(model, preferences.PreferenceConfig("kto"))
 
 
 @pytest.mark.parametrize(
@@ -42,11 +51,12 @@ def dpo(model, **settings):
 def test_step_zero_identities(tiny_model, tiny_pairs, name, settings, loss):
   """peers 3.11, 3.12: policy = reference."""
   model, params = tiny_model
-  config = objectives.PreferenceConfig(name, **settings)
   batch = tiny_pairs
   if name == "kto":
-    batch = objectives.kto_prepare(model)(params, {"ref": params}, feedback_of(tiny_pairs))
-  _, metrics = objectives.preference_objective(model, config)(params, {"ref": params}, batch, KEY)
+    batch = kto_prepare(model)(params, {"ref": params}, feedback_of(tiny_pairs))
+  _, metrics = preference_objectives.preference_objective(model, config)(
+    params, {"ref": params}, batch, KEY
+  )
   values = to_floats(metrics)
   np.testing.assert_allclose(values["loss"], loss, rtol=1e-6)
   assert values["rewards/chosen"] == values["rewards/rejected"] == 0.0
@@ -91,9 +101,11 @@ def test_beta_is_applied_once(tiny_model, tiny_pairs):
 def test_chunked_head_changes_nothing(tiny_model, tiny_pairs):
   model, params = tiny_model
   ref = jax.tree.map(lambda x: 0.9 * x, params)
-  config = objectives.PreferenceConfig("dpo")
-  whole, _ = objectives.preference_objective(model, config)(params, {"ref": ref}, tiny_pairs, KEY)
-  parts, _ = objectives.preference_objective(model, config, chunk=4)(
+  config = preferences.PreferenceConfig("dpo")
+  whole, _ = preference_objectives.preference_objective(model, config)(
+    params, {"ref": ref}, tiny_pairs, KEY
+  )
+  parts, _ = preference_objectives.preference_objective(model, config, chunk=4)(
     params, {"ref": ref}, tiny_pairs, KEY
   )
   np.testing.assert_allclose(whole, parts, rtol=1e-6)
@@ -104,8 +116,8 @@ def test_kto_baseline_is_that_of_the_whole_batch(tiny_model, tiny_pairs):
   model, params = tiny_model
   ref = jax.tree.map(lambda x: 0.9 * x, params)
   batch = feedback_of(tiny_pairs)
-  prepared = objectives.kto_prepare(model)(params, {"ref": ref}, batch)
-  objective = objectives.preference_objective(model, objectives.PreferenceConfig("kto"))
+  prepared = kto_prepare(model)(params, {"ref": ref}, batch)
+  objective = preference(model, "kto")
   whole = to_floats(objective(params, {"ref": ref}, prepared, KEY)[1])
   halves = [
     objective(params, {"ref": ref}, jax.tree.map(lambda x, s=s: x[s::2], prepared), KEY)[1]
@@ -172,7 +184,7 @@ def test_reward_loss_is_bradley_terry_with_centring(tiny_model, tiny_pairs):
 @pytest.mark.parametrize(
   "settings, message",
   [
-    ({"name": "dop"}, "objective.name must be one of dpo, ipo, kto, not 'dop'"),
+    ({"name": "dop"}, "objective.name must be one of dpo, cdpo, .*, not 'dop'"),
     ({"name": "ipo", "beta": 0.1}, "objective.beta is not used by the objective 'ipo'"),
     ({"name": "dpo", "tau": 0.1}, "objective.tau is not used by the objective 'dpo'"),
   ],
@@ -180,7 +192,7 @@ def test_reward_loss_is_bradley_terry_with_centring(tiny_model, tiny_pairs):
 def test_no_setting_is_ignored(settings, message):
   """peers 3.16."""
   with pytest.raises(InputError, match=message):
-    objectives.PreferenceConfig(**settings)
+    preferences.PreferenceConfig(**settings)
 
 
 def test_sft_loss_ignores_prompt_padding_and_segment_starts(tiny_model):
@@ -273,9 +285,11 @@ def test_empty_rows_leave_every_gradient_finite(tiny_model, tiny_pairs, name):
     trainable = {"trunk": params, "head": models.init_scalar_head(KEY, 32)}
     frozen, objective = {}, objectives.reward_objective(model)
   else:
-    objective = objectives.preference_objective(model, objectives.PreferenceConfig(name))
+    objective = preference_objectives.preference_objective(
+      model, preferences.PreferenceConfig(name)
+    )
   if name == "kto":
-    batch = objectives.kto_prepare(model)(params, frozen, feedback_of(batch))
+    batch = kto_prepare(model)(params, frozen, feedback_of(batch))
   loss, gradient = jax.jit(jax.value_and_grad(lambda t: objective(t, frozen, batch, KEY)[0]))(
     trainable
   )

@@ -9,7 +9,7 @@ import pytest
 
 from align_jax import models, sharding
 from align_jax.training import metrics as metrics_lib
-from align_jax.training import objectives, state, step
+from align_jax.training import objectives, preference_objectives, preferences, state, step
 from align_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 STEPS = 5
@@ -17,7 +17,7 @@ ADAM = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0), 
 # Invariances are shown with momentum, which is linear in the gradient: Adam divides by its size and
 # so turns the rounding of a gradient near zero into a full step.
 SGD = make_optimizer(OptimizerConfig(name="sgd", learning_rate=0.3, warmup_fraction=0.0), STEPS)
-DPO = objectives.PreferenceConfig("dpo")
+DPO = preferences.PreferenceConfig("dpo")
 
 
 def place(params, model, mesh):
@@ -37,7 +37,9 @@ def train(model, params, batch, mesh, *, steps=STEPS, accumulate=1, ref=None, tx
   ref = jax.tree.map(lambda x: x * 0.9, params) if ref is None else ref
   run_state = state.create_state(place(params, model, mesh), tx, 0, mesh)
   frozen = {"ref": place(ref, model, mesh)}
-  run = step.make_train_step(objectives.preference_objective(model, DPO), tx, accumulate=accumulate)
+  run = step.make_train_step(
+    preference_objectives.preference_objective(model, DPO), tx, accumulate=accumulate
+  )
   losses = []
   for _ in range(steps):
     run_state, metrics = run(run_state, frozen, sharding.put_batch(batch, mesh))
@@ -79,9 +81,9 @@ def objective_of(name, model, pairs):
     return objectives.sft_objective(model), None, flat | {"positions": positions, "loss_mask": mask}
   other = {f"mismatched_{k}": np.roll(v, 3, axis=0) for k, v in flat.items()}
   labels = {"weight": weight, "is_desirable": (np.arange(16) % 3 == 0).astype(np.float32)}
-  config = objectives.PreferenceConfig("kto")
-  prepare = objectives.kto_prepare(model)
-  return objectives.preference_objective(model, config), prepare, flat | other | labels
+  config = preferences.PreferenceConfig("kto")
+  prepare = preference_objectives.prepare(model, preferences.PreferenceConfig("kto"))
+  return preference_objectives.preference_objective(model, config), prepare, flat | other | labels
 
 
 @pytest.mark.parametrize("name", ["sft", "kto"])
@@ -108,7 +110,7 @@ def test_the_policy_is_its_reference_on_the_mesh(tiny_model, tiny_pairs):
   model, params = tiny_model
   mesh = mesh_of(data=2, fsdp=2, tensor=2)
   policy, ref = (place(params, model, mesh) for _ in range(2))
-  run = step.make_eval_step(objectives.preference_objective(model, DPO))
+  run = step.make_eval_step(preference_objectives.preference_objective(model, DPO))
   values = metrics_lib.to_floats(run(policy, {"ref": ref}, sharding.put_batch(tiny_pairs, mesh)))
   np.testing.assert_allclose(values["loss"], np.log(2.0), rtol=1e-6)
   assert max(abs(values[f"rewards/{side}"]) for side in ("chosen", "rejected")) < 1e-5
@@ -201,7 +203,7 @@ def test_every_entry_point_lowers_from_shapes_alone(tiny_model, tiny_pairs):
     lambda p: state.TrainState(jnp.zeros((), jnp.int32), p, ADAM.init(p), jax.random.key(0)),
     abstract,
   )
-  objective = objectives.preference_objective(model, DPO)
+  objective = preference_objectives.preference_objective(model, DPO)
   run = functools.partial(step.train_step, objective=objective, tx=ADAM)
   lowered = jax.jit(run).lower(run_state, {"ref": abstract}, shapes)
   assert "dot_general" in lowered.as_text()
