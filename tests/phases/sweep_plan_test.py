@@ -1,6 +1,7 @@
 """From settings to runs: names, grids, shares of jobs, and one sentence for what is wrong."""
 
 import itertools
+import json
 
 import pytest
 
@@ -150,3 +151,12 @@ def test_the_default_is_twelve_objectives_and_three_seeds(tmp_path):
   runs = sweep_plan.plan(config_lib.build(SweepConfig, values), tmp_path)
   assert len(runs) == 36 and len({r.config.objective.name for r in runs}) == 12
   assert {r.config.model.init for r in runs} == {str(tmp_path / "sft")}
+
+
+@pytest.mark.parametrize("state, done", [("diverged", True), ("crashed", False)])
+def test_what_diverged_would_diverge_again_and_what_crashed_is_tried_again(tmp_path, state, done):
+  run = plan(tmp_path)[0]
+  assert not run.is_done
+  run.folder.mkdir(parents=True)
+  (run.folder / "failure.json").write_text(json.dumps({"state": state, "reason": "why"}))
+  assert run.is_done == done
