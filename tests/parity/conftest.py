@@ -15,7 +15,8 @@ from align_jax.training.optimizer import OptimizerConfig
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # trainers report that they were started
 
 STEPS, BATCH = 10, 4
-OPTIMIZER = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_fraction=0.0)
+# Adam divides a gradient by its size: with a smaller eps the rounding of one that is zero is a step.
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_fraction=0.0, eps=1e-6)
 ARCHITECTURE = dict(
   hidden_size=32,
   intermediate_size=64,

@@ -4,6 +4,7 @@ The loss before update k depends on the gradients of all updates before it, so a
 steps is agreement of the objective, its normalisation, its gradient, the clipping and AdamW. Both
 sides start from one saved Llama, against a reference that is not the policy, and see five batches
 twice. TRL tokenises its own records; that its tokens and masks are ours is asserted for every batch.
+Where a convention of TRL 1.16 is not ours, the case says so and our settings make up for it.
 """
 
 import dataclasses
@@ -19,11 +20,14 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("trl")
 
 from align_jax import data, losses, models, sharding, worlds  # noqa: E402
-from align_jax.training import objectives, optimizer, state, step  # noqa: E402
+from align_jax.losses import Mean  # noqa: E402
+from align_jax.training import objectives, optimizer, preference_objectives, state, step  # noqa: E402
+from align_jax.training.preferences import PreferenceConfig  # noqa: E402
 
 TOLERANCE = 1e-4  # absolute, and relative where a loss is larger than one
 PAIRS, LENGTH = 20, 64
 BETA = 0.3
+ROWS = ("tokens", "segment_ids", "response_mask")
 
 
 class Ours:
@@ -44,22 +48,39 @@ class Ours:
   def pair_batches(self, pairs):
     return self.batches(data.preference_batches, pairs)
 
-  def train(self, objective, batches, *, trainable=None, frozen=None, tx=None, **options):
-    """{metric: [steps]}, of before each update."""
-    tx = tx or self.tx
-    now = state.create_state(self.params if trainable is None else trainable, tx, 0, self.mesh)
+  def train(
+    self, objective, batches, *, trainable=None, frozen=None, tx=None, carried=None, **options
+  ):
+    """{metric: [steps]}, each of before its update."""
+    trainable = self.params if trainable is None else trainable
     frozen = {"ref": self.ref} if frozen is None else frozen
-    run = step.make_train_step(objective, tx, **options)
+    tx = tx or self.tx
+    now = state.create_state(trainable, tx, 0, self.mesh, carried=carried)
+    batches = [sharding.put_batch(batch, self.mesh) for batch in batches]
+    run = step.make_train_step(objective, tx, **options).lower(now, frozen, batches[0])
+    run = run.compile({"xla_backend_optimization_level": 0})  # it runs ten times only
     taken = []
     for batch in batches:
-      now, metrics = run(now, frozen, sharding.put_batch(batch, self.mesh))
-      means = {k: v for k, v in metrics.items() if isinstance(v, losses.Mean)}
+      now, metrics = run(now, frozen, batch)
+      means = {k: v for k, v in metrics.items() if isinstance(v, Mean)}
       taken.append({k: float(v.compute()) for k, v in means.items()})
     return {name: np.array([t[name] for t in taken]) for name in taken[0]}
 
-  def preference(self, name, *, model=None, **settings):
-    config = objectives.PreferenceConfig(name, **settings)
-    return objectives.preference_objective(model or self.model, config)
+  def prefer(self, name, batches, *, wrap=None, **settings):
+    """Training by a preference objective, all that it carries from step to step included."""
+    config = PreferenceConfig(name, **settings)
+    objective = preference_objectives.preference_objective(self.model, config)
+    carried = preference_objectives.carried(config, self.params, {})
+    if "ref" in carried:  # TR-DPO starts from a reference that is the policy; here it is not
+      carried["ref"] = self.ref
+    return self.train(
+      wrap(objective) if wrap else objective,
+      batches,
+      frozen={} if carried.get("ref") else {"ref": self.ref},
+      prepare=preference_objectives.prepare(self.model, config),
+      carry=preference_objectives.carry(config),
+      carried=carried,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +91,18 @@ def ours(trl_runs):
 @pytest.fixture(scope="module")
 def pairs():
   return worlds.Microworld().preferences(PAIRS)
+
+
+@pytest.fixture(scope="module")
+def level_pairs(ours):
+  """(pairs, L): all chosen responses have L tokens, so that means over tokens and responses agree."""
+  drawn = worlds.Microworld().preferences(20 * PAIRS)
+  encoded = [data.encode_preference(r, ours.tokenizer, LENGTH) for r in drawn]
+  counts = np.array([int(e.chosen.response_mask.sum()) for e in encoded])
+  level = np.bincount(counts).argmax()
+  level_pairs = [r for r, count in zip(drawn, counts) if count == level][:PAIRS]
+  assert len(level_pairs) == PAIRS
+  return level_pairs, int(level)
 
 
 def turn(text: str) -> list[dict[str, str]]:
@@ -97,37 +130,222 @@ def assert_agree(ours, theirs):
   assert apart <= TOLERANCE, f"\nours   {ours}\ntheirs {theirs}"
 
 
-def assert_same_rows(batch, seen, ids="input_ids", mask="attention_mask", response=None, prefix=""):
-  """A batch of ours [B, 2, T] or [B, T] has TRL's rows: first all chosen, then all rejected."""
+def assert_differ(ours, theirs):
+  assert difference(ours, theirs) > 30 * TOLERANCE
 
-  def rows(name):
-    x = batch[prefix + name]
-    return np.swapaxes(x, 0, 1).reshape(-1, LENGTH) if x.ndim == 3 else x
 
-  length = seen[ids].shape[1]
-  for name, theirs in (("tokens", ids), ("segment_ids", mask), ("response_mask", response)):
+def assert_same_rows(batch, tokens, real, response=None, prefix=""):
+  """Our rows [N, T] hold what TRL's [N, t] hold, and nothing behind it."""
+  for name, theirs in zip(ROWS, (tokens, real, response)):
     if theirs is not None:
-      np.testing.assert_array_equal(rows(name)[:, :length], seen[theirs])
-      assert not rows(name)[:, length:].any()
+      rows = batch[prefix + name]
+      np.testing.assert_array_equal(rows[:, : theirs.shape[1]], theirs)
+      assert not rows[:, theirs.shape[1] :].any()
+
+
+def assert_same_pairs(batches, run):
+  """TRL stacks all chosen upon all rejected; its older trainers keep the two apart."""
+  for batch, seen in zip(batches, run.batches):
+    sides = [{k: batch[k][:, side] for k in ROWS} for side in (0, 1)]
+    if "input_ids" in seen:
+      stacked = {k: np.concatenate([side[k] for side in sides]) for k in ROWS}
+      names = ("input_ids", "attention_mask", "completion_mask")
+      assert_same_rows(stacked, *map(seen.get, names))
+    else:
+      for which, side in zip(("chosen", "rejected"), sides):
+        names = ("input_ids", "attention_mask", "labels")
+        tokens, real, labels = (seen[f"{which}_{name}"] for name in names)
+        assert_same_rows(side, tokens, real, labels != -100)
+
+
+def loss_type(name, **settings):
+  return {"loss_type": [name], "beta": BETA} | settings
+
+
+def plain(**settings):
+  return {"beta": BETA} | settings
 
 
 # TRL's settings, our objective and its settings.
 PAIR_CASES = {
-  "sigmoid": (dict(loss_type=["sigmoid"]), "dpo", dict(beta=BETA)),
+  "sigmoid": (loss_type("sigmoid"), "dpo", plain()),
+  # TRL's sigmoid takes no notice of label_smoothing.
+  "sigmoid-smoothed": (loss_type("sigmoid", label_smoothing=0.2), "dpo", plain()),
+  "hinge": (loss_type("hinge"), "hinge", plain()),
+  # TRL's IPO is that of per-token means, and its beta the paper's tau.
+  "ipo": (loss_type("ipo"), "ipo_mean", dict(tau=BETA)),
+  "exo": (loss_type("exo_pair", label_smoothing=1e-3), "exo", plain(label_smoothing=1e-3)),
+  "exo-smoothed": (loss_type("exo_pair", label_smoothing=0.2), "exo", plain(label_smoothing=0.2)),
+  "nca": (loss_type("nca_pair"), "nca", plain()),
+  "robust": (loss_type("robust", label_smoothing=0.2), "robust", plain(label_smoothing=0.2)),
+  "sppo": (loss_type("sppo_hard"), "sppo", plain()),
+  "aot": (loss_type("aot"), "aot", plain()),
+  "aot-smoothed": (loss_type("aot", label_smoothing=0.2), "aot", plain(label_smoothing=0.2)),
+  "aot_unpaired": (loss_type("aot_unpaired"), "aot_unpaired", plain()),
+  "aot_unpaired-smoothed": (
+    loss_type("aot_unpaired", label_smoothing=0.2),
+    "aot_unpaired",
+    plain(label_smoothing=0.2),
+  ),
+  "apo_zero": (loss_type("apo_zero"), "apo_zero", plain()),
+  "apo_down": (loss_type("apo_down"), "apo_down", plain()),
+  # At the paper's beta: six times that, its narrow gate makes rounding errors grow from step to step.
+  "discopop": (
+    loss_type("discopop", beta=0.05, discopop_tau=0.05),
+    "discopop",
+    dict(beta=0.05, temperature=0.05),
+  ),
+  "discopop-wide": (loss_type("discopop", discopop_tau=0.5), "discopop", plain(temperature=0.5)),
+  "sigmoid_norm": (loss_type("sigmoid_norm", beta=5.0), "dpo_norm", dict(beta=5.0)),
+  "forward_kl": (
+    loss_type("sigmoid", f_divergence_type="forward_kl"),
+    "f_dpo",
+    plain(divergence="forward_kl"),
+  ),
+  "js": (loss_type("sigmoid", f_divergence_type="js_divergence"), "f_dpo", plain(divergence="js")),
+  # f'(t) is (t^(a-1) - 1)/(a - 1) in TRL and (1 - t^-alpha)/alpha here, so alpha = 1 - a.
+  "alpha": (
+    loss_type("sigmoid", f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.3),
+    "f_dpo",
+    plain(divergence="alpha", alpha=0.7),
+  ),
+  # Of TRL 1.16 ld_alpha weighs policy and reference alike, as ours does.
+  "ld": (loss_type("sigmoid", ld_alpha=0.4), "ld_dpo", plain(alpha=0.4)),
+  # TRL does not cut WPO's weights at 1; none of these pairs gets there.
+  "wpo": (loss_type("sigmoid", use_weighting=True), "dpo", plain(wpo=True)),
+  "wpo-apo_zero": (loss_type("apo_zero", use_weighting=True), "apo_zero", plain(wpo=True)),
+  "mixture": (
+    loss_type("sigmoid", loss_type=["sigmoid", "ipo", "nca_pair"], loss_weights=[0.8, 0.1, 0.5]),
+    "dpo*0.8 + ipo_mean*0.1 + nca*0.5",
+    plain(tau=BETA),
+  ),
+  "tr-dpo": (
+    loss_type("sigmoid", sync_ref_model=True, ref_model_sync_steps=3, ref_model_mixup_alpha=0.6),
+    "dpo",
+    plain(sync_every=3, sync_alpha=0.6),
+  ),
 }
 
 
 @pytest.mark.parametrize("case", PAIR_CASES)
 def test_pairs(case, trl_runs, ours, pairs):
   settings, name, our_settings = PAIR_CASES[case]
-  run = trl_runs.dpo(pair_rows(pairs), beta=BETA, **settings)
+  run = trl_runs.dpo(pair_rows(pairs), **settings)
   batches = ours.pair_batches(pairs)
-  for batch, seen in zip(batches, run.batches):
-    assert_same_rows(batch, seen, response="completion_mask")
-  assert_agree(ours.train(ours.preference(name, **our_settings), batches)["loss"], run.losses)
+  assert_same_pairs(batches, run)
+  assert_agree(ours.prefer(name, batches, **our_settings)["loss"], run.losses)
 
 
-class TestKTO:
+def test_bco(trl_runs, ours, pairs):
+  """TRL's bco_pair compares rewards with 0. Ours, as the paper, with their running mean."""
+  run = trl_runs.dpo(pair_rows(pairs), **loss_type("bco_pair"))
+  batches = ours.pair_batches(pairs)
+  objective = preference_objectives.preference_objective(ours.model, PreferenceConfig("bco", BETA))
+  unshifted = {"ref": ours.ref, "shift": Mean(jnp.zeros(()), jnp.ones(()))}
+  assert_agree(ours.train(objective, batches, frozen=unshifted)["loss"], run.losses)
+  shifted = ours.prefer("bco", batches, beta=BETA)["loss"]
+  assert_agree_at_first(shifted, run.losses)
+
+
+def assert_agree_at_first(ours, theirs):
+  assert difference(ours[:1], theirs[:1]) <= TOLERANCE
+  assert_differ(ours, theirs)
+
+
+class TestLikelihood:
+  """TRL's terms of likelihood are means over the tokens of a batch, ours over its responses."""
+
+  def test_sft(self, trl_runs, ours, pairs):
+    """A pair that weighs as its chosen response is long turns our mean into theirs."""
+    run = trl_runs.dpo(pair_rows(pairs), **loss_type("sft"))
+    batches = ours.pair_batches(pairs)
+    weighed = [b | {"weight": b["response_mask"][:, 0].sum(axis=1)} for b in batches]
+    assert_agree(ours.prefer("sft", weighed)["loss"], run.losses)
+    assert_differ(ours.prefer("sft", batches)["loss"], run.losses)
+
+  def test_mixture(self, trl_runs, ours, level_pairs):
+    pairs, _ = level_pairs
+    mixed = loss_type("sigmoid", loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.2])
+    run = trl_runs.dpo(pair_rows(pairs), **mixed)
+    batches = ours.pair_batches(pairs)
+    assert_agree(ours.prefer("dpo + sft*0.2", batches, beta=BETA)["loss"], run.losses)
+
+  # Ours is the sum over a response, so that over L tokens each a weight of w is TRL's w·L.
+  @pytest.mark.parametrize(
+    "settings, name, our_settings",
+    [
+      (dict(loss_type="sigmoid", cpo_alpha=0.0), "cpo", dict(sft_weight=0.0)),
+      (dict(loss_type="sigmoid", cpo_alpha=0.7), "cpo", dict(sft_weight=0.7)),
+      # max(0, 1 - beta(w - l)) is beta times SLiC's at delta = 1/beta.
+      (
+        dict(loss_type="hinge", cpo_alpha=0.7),
+        f"slic*{BETA}",
+        dict(beta=None, delta=1 / BETA, sft_weight=0.7 / BETA),
+      ),
+      (
+        dict(loss_type="simpo", cpo_alpha=0.0, simpo_gamma=0.5, beta=2.0),
+        "simpo",
+        dict(beta=2.0, gamma=0.5),
+      ),
+      (
+        dict(loss_type="alphapo", alpha=0.25, simpo_gamma=0.5, beta=2.0),
+        "alphapo",
+        dict(beta=2.0, gamma=0.5, alpha=0.25),
+      ),
+    ],
+    ids=["cpo", "cpo-sft", "slic", "simpo", "alphapo"],
+  )
+  def test_cpo(self, trl_runs, ours, level_pairs, settings, name, our_settings):
+    pairs, length = level_pairs
+    run = trl_runs.cpo(pair_rows(pairs), **plain(**settings))
+    batches = ours.pair_batches(pairs)
+    assert_same_pairs(batches, run)
+    our_settings = plain(**our_settings)
+    if "sft_weight" in our_settings:
+      our_settings["sft_weight"] /= length
+    assert_agree(ours.prefer(name, batches, **our_settings)["loss"], run.losses)
+
+  def test_orpo(self, trl_runs, ours, pairs):
+    """TRL's likelihood is that of prompt and response; the term of the odds is the same."""
+    run = trl_runs.orpo(pair_rows(pairs), beta=BETA)
+    batches = ours.pair_batches(pairs)
+    assert_same_pairs(batches, run)
+
+    def with_prompts(objective):
+      def changed(trainable, frozen, batch, rng):
+        total, metrics = objective(trainable, frozen, batch, rng)
+        tokens, segments, response = (batch[name][:, 0] for name in ROWS)
+        variables = {"params": trainable}
+        logprobs = models.token_logprobs(ours.model, variables, tokens, segment_ids=segments)
+        per_response = losses.masked_mean(logprobs, response[:, 1:], axis=1)
+        per_token = losses.masked_mean(logprobs, segments[:, 1:])
+        total += jnp.sum(per_response) - len(tokens) * per_token
+        return total, metrics | {"loss": Mean(total, metrics["loss"].weight)}
+
+      return changed
+
+    result = ours.prefer("orpo", batches, wrap=with_prompts, beta=BETA)
+    assert_agree(result["loss"], run.losses)
+    assert_differ(ours.prefer("orpo", batches, beta=BETA)["loss"], run.losses)
+
+
+def rotated(batch):
+  """TRL's mismatched pairs: each prompt of a batch with the answer of the row above it.
+
+  Ours are drawn from the whole data set, anew each time; the estimate is of the same thing.
+  """
+  batch = batch | {f"mismatched_{k}": np.zeros_like(batch[k]) for k in ROWS}
+  for i in range(len(batch["tokens"])):
+    prompt = batch["tokens"][i][: int(np.argmax(batch["response_mask"][i]))]
+    answer = batch["tokens"][i - 1][batch["response_mask"][i - 1] > 0]
+    end = len(prompt) + len(answer)
+    batch["mismatched_tokens"][i, :end] = np.concatenate([prompt, answer])
+    batch["mismatched_segment_ids"][i, :end] = 1
+    batch["mismatched_response_mask"][i, len(prompt) : end] = 1
+  return batch
+
+
+class TestUnpaired:
   @pytest.fixture(scope="class")
   def records(self, pairs):
     """Two thirds good answers, so that no batch is balanced."""
@@ -144,41 +362,30 @@ class TestKTO:
     ]
 
   @staticmethod
-  def rotated(batch):
-    """TRL's mismatched pairs: each prompt of a batch with the answer of the row above it.
-
-    Ours are drawn from the whole data set, anew each time; the estimate is of the same thing.
-    """
-    batch = batch | {f"mismatched_{k}": np.zeros_like(batch[k]) for k in ROW_NAMES}
-    for i in range(len(batch["tokens"])):
-      prompt = batch["tokens"][i][: int(np.argmax(batch["response_mask"][i]))]
-      answer = batch["tokens"][i - 1][batch["response_mask"][i - 1] > 0]
-      end = len(prompt) + len(answer)
-      batch["mismatched_tokens"][i, :end] = np.concatenate([prompt, answer])
-      batch["mismatched_segment_ids"][i, :end] = 1
-      batch["mismatched_response_mask"][i, len(prompt) : end] = 1
-    return batch
+  def assert_same_batches(batches, run, mismatched):
+    for batch, seen in zip(batches, run.batches):
+      names = ("input_ids", "attention_mask", "completion_mask")
+      assert_same_rows(batch, *map(seen.get, names))
+      if mismatched:
+        assert_same_rows(batch, *(seen[f"KL_{name}"] for name in names), prefix="mismatched_")
+      np.testing.assert_array_equal(batch["is_desirable"], seen["label"])
 
   def test_kto(self, trl_runs, ours, records, rows):
-    weights = dict(desirable_weight=1.3, undesirable_weight=0.8)
-    run = trl_runs.kto(rows, beta=BETA, loss_type="kto", **weights)
+    settings = plain(desirable_weight=1.3, undesirable_weight=0.8)
+    run = trl_runs.kto(rows, loss_type="kto", **settings)
     drawn = ours.batches(data.feedback_batches, records)
-    batches = [self.rotated(batch) for batch in drawn]
-    for batch, seen in zip(batches, run.batches):
-      assert_same_rows(batch, seen, response="completion_mask")
-      names = ("KL_input_ids", "KL_attention_mask", "KL_completion_mask")
-      assert_same_rows(batch, seen, *names, prefix="mismatched_")
-      np.testing.assert_array_equal(batch["is_desirable"], seen["label"])
-    objective = ours.preference("kto", beta=BETA, **weights)
-    prepare = objectives.kto_prepare(ours.model)
-    result = ours.train(objective, batches, prepare=prepare)
+    batches = [rotated(batch) for batch in drawn]
+    self.assert_same_batches(batches, run, mismatched=True)
+    result = ours.prefer("kto", batches, **settings)
     assert_agree(result["loss"], run.losses)
     assert np.ptp(result["kl/baseline"]) > 0.1, "a baseline that stays at zero proves nothing"
-    other = ours.train(objective, drawn, prepare=prepare)["loss"]
-    assert difference(other, run.losses) > 10 * TOLERANCE, "the mismatched pairs must matter"
+    assert_differ(ours.prefer("kto", drawn, **settings)["loss"], run.losses)
 
-
-ROW_NAMES = ("tokens", "segment_ids", "response_mask")
+  def test_apo_zero(self, trl_runs, ours, records, rows):
+    run = trl_runs.kto(rows, loss_type="apo_zero_unpaired", beta=BETA)
+    batches = ours.batches(data.feedback_batches, records)
+    self.assert_same_batches(batches, run, mismatched=False)
+    assert_agree(ours.prefer("apo_zero_unpaired", batches, beta=BETA)["loss"], run.losses)
 
 
 class TestReward:
@@ -186,28 +393,27 @@ class TestReward:
   def records(self, pairs):
     return [dataclasses.replace(r, margin=0.25 * (i % 5)) for i, r in enumerate(pairs)]
 
-  @pytest.mark.parametrize("columns", [(), ("margin",)], ids=["plain", "margin"])
-  @pytest.mark.parametrize("centering", [0.0, 0.05])
+  @pytest.mark.parametrize(
+    "columns, centering",
+    [((), 0.0), (("margin",), 0.0), (("margin",), 0.05)],
+    ids=["plain", "margin", "margin-centred"],
+  )
   def test_reward(self, trl_runs, ours, pairs, records, columns, centering):
     torch.manual_seed(3)
     theirs = trl_runs.load(trl_runs.policy, "AutoModelForSequenceClassification", num_labels=1)
-    head = {
-      "kernel": jnp.asarray(theirs.score.weight.detach().numpy()[0]),
-      "bias": jnp.zeros(()),
-    }
+    kernel = jnp.asarray(theirs.score.weight.detach().numpy()[0])
     records = records if columns else pairs
     run = trl_runs.reward(
       pair_rows(records, *columns), theirs, center_rewards_coefficient=centering or None
     )
     batches = ours.pair_batches(records)
-    for batch, seen in zip(batches, run.batches):
-      assert_same_rows(batch, seen)
+    assert_same_pairs(batches, run)
     # TRL's head has no bias. Without its gradient ours stays at zero and leaves the clipping alone.
     frozen_bias = optax.masked(optax.set_to_zero(), is_bias)
     result = ours.train(
       objectives.reward_objective(ours.model, centering=centering),
       batches,
-      trainable={"trunk": ours.params, "head": head},
+      trainable={"trunk": ours.params, "head": {"kernel": kernel, "bias": jnp.zeros(())}},
       frozen={},
       tx=optax.chain(frozen_bias, ours.tx),
     )
@@ -238,7 +444,7 @@ def test_lora(parts, trl_runs, ours, pairs, tmp_path):
     gradient_accumulation_steps=parts,
   )
   result = ours.train(
-    ours.preference("dpo", model=model, beta=BETA),
+    preference_objectives.preference_objective(model, PreferenceConfig("dpo", BETA)),
     ours.pair_batches(pairs),
     trainable=lora,
     frozen={"base": ours.params},
