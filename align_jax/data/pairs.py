@@ -16,6 +16,7 @@ from align_jax.data.batching import Batch, Batching, Source, tokenised
 from align_jax.data.corpus import Corpus
 from align_jax.data.mixture import Mixture
 from align_jax.data.records import Preference
+from align_jax.errors import InputError
 
 # Sequence numbers [n] of a corpus -> for each one array, a value for every scored token of it.
 Reference = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -81,7 +82,8 @@ def padded_batches(
   reference: Reference | None = None,
 ):
   """Batches of the padded layout, see `pipeline.preference_batches`; ref_logprobs [B, 2, T] too
-  where `reference` is given, and step_mask [B, 2, T] where the pairs know their steps.
+  where `reference` is given, and step_mask [B, 2, T] where the pairs know their steps. InputError
+  where a sequence is longer than `length`.
   """
   source, corpus = pairs.source, pairs.corpus
   weight, margin, label_prob = map(source.column, ("weight", "margin", "label_prob"))
@@ -108,6 +110,8 @@ def padded_batches(
     } | extra
 
   lengths = corpus.lengths.reshape(-1, 2).max(axis=1)
+  if lengths.max() > length:
+    raise InputError(f"length {length}: the longest sequence has {lengths.max()} tokens")
   return source.padded(assemble, length, lengths=lengths, buckets=buckets)
 
 

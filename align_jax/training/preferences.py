@@ -7,6 +7,7 @@ keyword-only arguments are settings. So a reference is needed exactly where an a
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 
 import jax
@@ -144,8 +145,8 @@ class PreferenceConfig:
         parts[name] = float(weight or 1.0)
       except ValueError:
         raise InputError(f"objective.name {self.name!r}: {weight!r} is no weight") from None
-      if not parts[name] > 0:
-        raise InputError(f"objective.name {self.name!r}: weights must be positive")
+      if not 0.0 < parts[name] < math.inf:
+        raise InputError(f"objective.name {self.name!r}: weights must be positive and finite")
     return tuple((MEMBERS[name], weight) for name, weight in parts.items())
 
   def settings(self, member: Member) -> dict[str, Setting]:

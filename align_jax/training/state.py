@@ -54,13 +54,19 @@ def create_state(
   parameters and what is `carried` are copied, because the training step donates its state.
   """
   carried = {} if carried is None else carried
-  placed, kept = jax.tree.map(lambda x: x.sharding, (params, carried))
+  placed = jax.tree.map(lambda x: x.sharding, params)
+  kept = jax.tree.map(lambda x: _on_mesh(x.sharding, mesh), carried)
   shardings = state_shardings(params, placed, tx, mesh, kept)
 
   def init(params, carried, rng):
     return _init(*jax.tree.map(jnp.copy, (params, rng, carried)), tx)
 
   return jax.jit(init, out_shardings=shardings)(params, carried, jax.random.key(seed))
+
+
+def _on_mesh(placed, mesh):
+  """Where it is already, or everywhere if that is one device only: a fresh scalar's default."""
+  return placed if isinstance(placed, jax.sharding.NamedSharding) else sharding.replicated(mesh)
 
 
 def abstract_state(state):

@@ -54,9 +54,7 @@ def test_step_zero_identities(tiny_model, tiny_pairs, name, settings, loss):
   batch = tiny_pairs
   if name == "kto":
     batch = kto_prepare(model)(params, {"ref": params}, feedback_of(tiny_pairs))
-  _, metrics = preference_objectives.preference_objective(model, config)(
-    params, {"ref": params}, batch, KEY
-  )
+  _, metrics = preference(model, name, **settings)(params, {"ref": params}, batch, KEY)
   values = to_floats(metrics)
   np.testing.assert_allclose(values["loss"], loss, rtol=1e-6)
   assert values["rewards/chosen"] == values["rewards/rejected"] == 0.0
