@@ -20,9 +20,9 @@ VARIANTS = {
   "sppo": {"beta": 0.1},
   "apo_zero": {"beta": 0.1},
   "simpo": {"beta": 2.0, "gamma": 1.0},
-  "orpo": {"beta": 0.1},
+  "orpo": {"beta": 1.0},
   "cpo": {"beta": 0.1, "sft_weight": 1.0},
-  "dpop": {"beta": 0.1, "penalty": 5.0},  # Smaug's 50 is for answers of hundreds of tokens
+  "dpop": {"beta": 0.1, "penalty": 1.0},  # Smaug's 50 all but keeps so short answers where they are
   "kto": {"beta": 0.1},
 }
 
