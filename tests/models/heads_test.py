@@ -77,3 +77,70 @@ def test_scalar_head_is_a_dot_product():
   values = models.scalar_head(head, hidden)
   assert values.dtype == jnp.float32
   np.testing.assert_allclose(values, [[3.5, -1.5]])
+
+
+class Positions:
+  """A score of two numbers a position that also depends on parameters, and its arrays."""
+
+  def __init__(self, length, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    self.weights = jax.random.normal(keys[0], (5,))
+    self.x = jax.random.normal(keys[1], (3, length, 5))
+    self.y = jax.random.randint(keys[2], (3, length), 0, 9)
+
+  def __call__(self, weights, x, **options):
+    def score(x, y):
+      found = jnp.tanh(x @ weights)
+      return found * y, jnp.exp(found)
+
+    return models.map_positions(score, (x, self.y), **options)
+
+  def loss(self, options, until=None):
+    def total(weights, x):
+      first, second = (values[:, :until] for values in self(weights, x, **options))
+      return jnp.sum(first * jnp.cos(second))
+
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 12, 14])
+def test_chunks_of_any_size_are_the_whole(chunk_size):
+  subject = Positions(13)
+  whole = subject.loss({"chunk_size": None})(subject.weights, subject.x)
+  parts = subject.loss({"chunk_size": chunk_size})(subject.weights, subject.x)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, parts)
+  for values in subject(subject.weights, subject.x, chunk_size=chunk_size):
+    assert values.shape == (3, 13)
+
+
+@pytest.mark.parametrize("count", [0, 5, 8, 13])
+def test_a_count_leaves_values_and_gradients_of_what_it_counts_exact(count):
+  subject = Positions(13)
+  whole = subject.loss({"chunk_size": 4}, until=count)(subject.weights, subject.x)
+  counted = {"chunk_size": 4, "count": jnp.asarray(count)}
+  parts = subject.loss(counted, until=count)(subject.weights, subject.x)
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_chunks_behind_the_count_are_not_computed():
+  """Their hidden states are NaN: computed, they would reach a gradient even through a zero."""
+  subject = Positions(13)
+  poisoned = subject.x.at[:, 8:].set(jnp.nan)
+  for count in (5, 8):  # both in the second chunk of four
+    counted = {"chunk_size": 4, "count": jnp.asarray(count)}
+    for values in subject(subject.weights, poisoned, **counted):
+      assert (values[:, 8:] == 0).all()
+    found = subject.loss(counted)(subject.weights, poisoned)
+    expected = subject.loss({"chunk_size": 4}, until=8)(subject.weights, subject.x)
+    jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+@pytest.mark.parametrize("count", [9, None])
+def test_chunks_that_hold_a_counted_position_are(count):
+  """The control: the same NaN one chunk nearer shows in values and gradient."""
+  subject = Positions(13)
+  poisoned = subject.x.at[:, 8:].set(jnp.nan)
+  options = {"chunk_size": 4} | ({} if count is None else {"count": jnp.asarray(count)})
+  value, (weights, _) = subject.loss(options)(subject.weights, poisoned)
+  assert np.isnan(value) and np.isnan(weights).all()
