@@ -26,6 +26,8 @@ def reference_variables(frozen) -> dict[str, Any]:
   """The reference; with LoRA the base itself, so no second copy exists, unless it has moved."""
   if "ref_lora" in frozen:
     return {"params": frozen["base"], "lora": frozen["ref_lora"]}
+  if not {"ref", "base"} & set(frozen):
+    raise ValueError("the objective needs a reference: frozen has neither 'ref' nor 'base'")
   return {"params": frozen["ref"] if "ref" in frozen else frozen["base"]}
 
 

@@ -49,10 +49,13 @@ def _pair_objective(model, config: PreferenceConfig, chunk: int | None) -> Objec
       weight = weight * losses.wpo_weight(
         *_both(policy.logprobs), *_both(policy.collision), *_both(policy.mask)
       )
-    metrics = _pair_metrics(config, arrays, weight, batch["weight"].reshape(-1))
-    loss = _mixed_loss(config, arrays, batch["label_prob"].reshape(-1), weight, metrics)
+    given = batch["weight"].reshape(-1)
+    metrics = _pair_metrics(config, arrays, weight, given)
     # WPO scales each pair's loss; it does not change how many pairs the mean is over.
-    metrics["loss"] = Mean(loss, jnp.sum(batch["weight"]))
+    count = jnp.sum(given)
+    label_prob = batch["label_prob"].reshape(-1)
+    loss = _mixed_loss(config, arrays, label_prob, weight, count, metrics)
+    metrics["loss"] = Mean(loss, count)
     metrics["tokens"] = objectives.token_count(batch["segment_ids"])
     return loss, metrics
 
@@ -99,7 +102,7 @@ def _pair_arrays(config, policy: PairScores, ref, batch, frozen) -> dict[str, ja
   return arrays
 
 
-def _mixed_loss(config, arrays: Arrays, label_prob, weight, metrics: Metrics) -> jax.Array:
+def _mixed_loss(config, arrays: Arrays, label_prob, weight, count, metrics: Metrics) -> jax.Array:
   """Σ over members of weight · Σ over pairs; a soft label p is the expectation over both orders."""
   swapped = {_swap(name): x for name, x in arrays.items()}
   total = 0.0
@@ -112,10 +115,10 @@ def _mixed_loss(config, arrays: Arrays, label_prob, weight, metrics: Metrics) ->
     else:
       other = member.loss(**_arguments(member, swapped), **settings)
       loss = label_prob * loss + (1.0 - label_prob) * other
-    mean = Mean.of(loss, over)
+    loss_sum = losses.masked_sum(loss, over)
     if len(config.members) > 1:
-      metrics[f"loss/{member.name}"] = mean
-    total += share * mean.total
+      metrics[f"loss/{member.name}"] = Mean(loss_sum, count)
+    total += share * loss_sum
   return total
 
 
@@ -132,7 +135,7 @@ def _swap(name: str) -> str:
 
 def _pair_metrics(config, arrays: Arrays, weight, given_weight) -> Metrics:
   """Rewards are scaled log-ratios to the reference, or without one the log-probs that are compared."""
-  of = "mean_logps" if "policy_chosen_mean_logps" in config.arrays else "logps"
+  of = "mean_logps" if "policy_chosen_mean_logps" in config.lead.arrays else "logps"
   rewards = []
   for which in ("chosen", "rejected"):
     reward = arrays[f"policy_{which}_{of}"]

@@ -177,9 +177,19 @@ class PreferenceConfig:
     return any(member.batchwise for member, _ in self.members)
 
   @property
+  def lead(self) -> Member:
+    """The loss whose implicit rewards are reported: the one that needs their mean, BCO, where there
+    is one; else the first that scales log-ratios.
+    """
+    members = [member for member, _ in self.members]
+    shifted = [member for member in members if "shift" in member.arrays]
+    scaled = [member for member in members if {"beta", "tau"} & set(member.defaults)]
+    return (shifted + scaled + members)[0]
+
+  @property
   def reward_scale(self) -> float:
-    """What turns log-ratios into implicit rewards: the first loss' beta or tau."""
-    settings = self.settings(self.members[0][0])
+    """What turns log-ratios into implicit rewards: beta or tau of the leading loss."""
+    settings = self.settings(self.lead)
     return settings.get("beta", settings.get("tau", 1.0))
 
   def identity_loss(self) -> float | None:
