@@ -32,9 +32,10 @@ ARCHITECTURE = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The loss [STEPS] before each update, and the tensors of each step as NumPy arrays."""
+  """Loss and gradient norm [STEPS] before each update, and the tensors of each step in NumPy."""
 
   losses: np.ndarray
+  grad_norms: np.ndarray
   batches: list[dict[str, np.ndarray]]
 
 
@@ -91,9 +92,10 @@ class Trl:
 
   def _train(self, trainer, config, rows, settings, *, model=None, **models) -> Run:
     import datasets
+    import transformers
 
     datasets.disable_progress_bars()
-    seen = Run([], [])
+    seen = Run([], None, [])
     made = watched(trainer, seen)(
       model=self.load(self.policy) if model is None else model,
       args=config(**arguments(self.workdir) | settings),
@@ -101,11 +103,13 @@ class Trl:
       processing_class=self.tokenizer,
       **models,
     )
+    made.remove_callback(transformers.PrinterCallback)
     made.train()
     parts = made.args.gradient_accumulation_steps
     losses = np.array(seen.losses).reshape(-1, parts).mean(axis=1)
-    assert losses.shape == (STEPS,), "one loss a step"
-    return Run(losses, seen.batches)
+    norms = [float(log["grad_norm"]) for log in made.state.log_history if "grad_norm" in log]
+    assert len(losses) == len(norms) == STEPS
+    return Run(losses, np.array(norms), seen.batches)
 
 
 def arguments(workdir: str) -> dict:
@@ -129,7 +133,7 @@ def arguments(workdir: str) -> dict:
     dataloader_pin_memory=False,
     report_to="none",
     save_strategy="no",
-    logging_strategy="no",
+    logging_steps=1,
     disable_tqdm=True,
   )
 
