@@ -25,14 +25,14 @@ def shared_batches(
   row_multiple: int = 1,
   reference: Reference | None = None,
 ) -> grain.DatasetIterator:
-  """Batches of `batch_size` pairs in R rows of T tokens, with M scored tokens and S slots a row.
+  """Batches of `batch_size` pairs in R rows of T tokens, with S slots for pairs in each.
 
   Yields tokens, positions, segment_ids (the pair's number in its row; 0 = padding) and branch_ids
   (0 prompt, 1 chosen, 2 rejected) int32 [R, T]. For every scored token: sources (the place in the
   row of the token that predicts it), targets (its id), slots (2 (pair - 1) + branch - 1; -1 where
-  there is none) and places (its number in the response) int32 [R, M]. For every pair: weight,
+  there is none) and places (its number in the response) int32 [R, T], the real ones first. For every pair: weight,
   margin, label_prob float32 [R, S], weight 0 in an empty slot, and last int32 [R, 2 S], the place of
-  each response's last token. ref_logprobs and step_mask [R, M] as in `pairs.padded_batches`.
+  each response's last token. ref_logprobs and step_mask [R, T] as in `pairs.padded_batches`.
 
   T is the shortest of `buckets` that holds the longest pair of the batch, by default of a few
   lengths chosen from the data. R is a multiple of `row_multiple`, and rounded up to three
@@ -132,10 +132,8 @@ class RowBuilder:
     length = next(size for size in self.sizes if size >= costs.max())
     rows = [group[row] for row in _fill(costs, length, self.slots)]
     laid = [[self._lay(pair, slot) for slot, pair in enumerate(row)] for row in rows]
-    most = max(sum(len(pair["targets"]) for pair in row) for row in laid)
-    unit = max(16, length // 4)
     count = _rounded(-(-len(rows) // self.row_multiple)) * self.row_multiple
-    batch = self._empty(count, length, -(-most // unit) * unit, laid[0][0])
+    batch = self._empty(count, length, laid[0][0])
     for r, row in enumerate(laid):
       self._write(batch, r, row)
       for name, column in self.columns.items():
@@ -171,11 +169,10 @@ class RowBuilder:
       laid["step_mask"] = self.pairs.steps[flat[hits]].astype(np.float32)
     return laid
 
-  def _empty(self, rows: int, length: int, width: int, like: Batch) -> Batch:
+  def _empty(self, rows: int, length: int, like: Batch) -> Batch:
     batch = {}
     for name in like:
-      per_token = name in ("tokens", "positions", "segment_ids", "branch_ids")
-      columns = length if per_token else 2 * self.slots if name == "last" else width
+      columns = 2 * self.slots if name == "last" else length
       kind = like[name].dtype if name in ("ref_logprobs", "step_mask") else np.int32
       fill = {"tokens": self.pairs.corpus.pad_id, "slots": -1}.get(name, 0)
       batch[name] = np.full((rows, columns), fill, kind)
