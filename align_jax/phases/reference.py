@@ -5,6 +5,7 @@ type of computation. Inside is one TensorStore array, NaN where nothing has been
 interrupted pass goes on where it stopped. On several hosts each writes the rows that it computed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ from align_jax import data, models, sharding
 from align_jax.data.pairs import Pairs, Reference
 from align_jax.data.shared_rows import RowBuilder, row_lengths
 from align_jax.errors import InputError
+from align_jax.phases import workers
 from align_jax.training import pair_scores, workdir
 
 _CHUNK = 1 << 16  # values a file
@@ -50,20 +52,23 @@ def cached_reference(
   """
   identity = identity | {
     "weights": weights_fingerprint(scorer.variables),
-    "model": repr(scorer.model.config),
+    "model": repr(dataclasses.replace(scorer.model.config, remat="none")),
     "tokens": _digest(pairs.corpus.tokens, pairs.corpus.lengths, pairs.scored),
   }
   name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
   place = pathlib.Path(folder).absolute() / name
   place.mkdir(parents=True, exist_ok=True)
   workdir.write_json(place / "identity.json", identity)
-  store = _open(place, int(pairs.scored_edges[-1]))
-  values = store.read().result()
-  known = _known(values, pairs.scored_edges)
-  if known.any():
-    _verify(place, pairs, scorer, values, np.flatnonzero(known))
-  _complete(pairs, scorer, store, np.flatnonzero(~known))
-  values = store.read().result()
+  # One process of this machine at a time: the second one finds the work done.
+  alone = jax.process_count() == 1
+  with workers.lock(place / "lock") if alone else contextlib.nullcontext():
+    store = _open(place, int(pairs.scored_edges[-1]))
+    values = store.read().result()
+    known = _known(values, pairs.scored_edges)
+    if known.any():
+      _verify(place, pairs, scorer, values, np.flatnonzero(known))
+    _complete(pairs, scorer, store, np.flatnonzero(~known))
+    values = store.read().result()
   edges = pairs.scored_edges
   return lambda sequences: [values[edges[s] : edges[s + 1]] for s in sequences]
 

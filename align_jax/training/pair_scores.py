@@ -49,7 +49,7 @@ def score_tokens(
   collision: bool = False,
   reference=None,
 ) -> dict[str, jax.Array]:
-  """The fields of `PairScores` for every scored token in its place in the batch, [R, M]."""
+  """The fields of `PairScores` for every scored token in its place in the batch, [R, T]."""
   hidden, targets = _hidden_and_targets(model, variables, batch)
   arrays = (hidden, targets)
   if reference is not None:
