@@ -168,6 +168,7 @@ def trl_runs(tmp_path_factory) -> Trl:
     pad_token_id=tokenizer.pad_token_id,
     **ARCHITECTURE,
   )
+  torch.set_num_threads(1)  # on a busy machine the threads of so small a model mostly wait
   torch.manual_seed(0)
   model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
   model.save_pretrained(root / "policy")
