@@ -23,7 +23,6 @@ def get_config(folder: str = "") -> config_dict.ConfigDict:
   config.start = "smollm2"
   config.sft = config_dict.placeholder(dict)  # the model is instruction-tuned already
   config.reward = _pairs(reward.get_config(), folder, steps=30)
-  config.reward.data.buckets = (64, 80, LENGTH)
   config.preference = config_dict.create(dpo=_pairs(preference.get_config(), folder, steps=30))
   config.preference.dpo.model.logits_chunk = 128
   config.ppo = _ppo(folder)

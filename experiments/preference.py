@@ -1,4 +1,4 @@
-"""Direct preference optimisation (DPO, IPO, KTO).
+"""Preference optimisation by any objective of the family.
 
 python -m experiments.preference --config=configs/preference.py --workdir=runs/preference
 """

@@ -28,11 +28,12 @@ def shared_batches(
   """Batches of `batch_size` pairs in R rows of T tokens, with S slots for pairs in each.
 
   Yields tokens, positions, segment_ids (the pair's number in its row; 0 = padding) and branch_ids
-  (0 prompt, 1 chosen, 2 rejected) int32 [R, T]. For every scored token: sources (the place in the
-  row of the token that predicts it), targets (its id), slots (2 (pair - 1) + branch - 1; -1 where
-  there is none) and places (its number in the response) int32 [R, T], the real ones first. For every pair: weight,
-  margin, label_prob float32 [R, S], weight 0 in an empty slot, and last int32 [R, 2 S], the place of
-  each response's last token. ref_logprobs and step_mask [R, T] as in `pairs.padded_batches`.
+  (0 prompt, 1 chosen, 2 rejected) int32 [R, T]. For every scored token, the real ones first:
+  sources (the place in the row of the token that predicts it), targets (its id), slots
+  (2 (pair - 1) + branch - 1; -1 where there is none) and places (its number in the response) int32
+  [R, T]. For every pair: weight, margin, label_prob float32 [R, S], weight 0 in an empty slot, and
+  last int32 [R, 2 S], the place of each response's last token. ref_logprobs and step_mask [R, T] as
+  in `pairs.padded_batches`.
 
   T is the shortest of `buckets` that holds the longest pair of the batch, by default of a few
   lengths chosen from the data. R is a multiple of `row_multiple`, and rounded up to three
@@ -151,6 +152,10 @@ class RowBuilder:
     flat = positions + starts[np.maximum(branches - 1, 0)]
     hits = np.flatnonzero(self.pairs.scored[flat])
     of_chosen = int((branches[hits] == 1).sum())
+    ends = trunk + np.cumsum(sizes) - 1
+    for branch in (0, 1):  # where a template writes more behind the answer, that is not its end
+      of_branch = hits[branches[hits] == branch + 1]
+      ends[branch] = of_branch[-1] if len(of_branch) else ends[branch]
     laid = {
       "tokens": corpus.tokens[flat],
       "positions": positions,
@@ -161,7 +166,7 @@ class RowBuilder:
       "targets": corpus.tokens[flat[hits]],
       "slots": 2 * slot + branches[hits] - 1,
       "places": np.concatenate([np.arange(of_chosen), np.arange(len(hits) - of_chosen)]),
-      "last": trunk + np.cumsum(sizes) - 1,
+      "last": ends,
     }
     if self.reference is not None:
       laid["ref_logprobs"] = np.concatenate(self.reference(np.array([2 * pair, 2 * pair + 1])))

@@ -16,7 +16,7 @@ import numpy as np
 from align_jax import data, sharding
 from align_jax.errors import InputError
 from align_jax.evals import benchmark_plots
-from align_jax.phases import preference, reference, train, workspace
+from align_jax.phases import records, reference, sections, train, workspace
 from align_jax.phases.sections import DataSection, ModelSection
 from align_jax.training import optimizer, preference_objectives, preferences, state, step, workdir
 
@@ -37,7 +37,7 @@ class BenchmarkConfig:
   mesh: sharding.MeshConfig = sharding.MeshConfig()
 
   def __post_init__(self):
-    known = [f"{layout}/{ref}" for layout in preference.LAYOUTS for ref in REFERENCES]
+    known = [f"{layout}/{ref}" for layout in sections.LAYOUTS for ref in REFERENCES]
     for variant in self.variants:
       if variant not in known:
         raise InputError(f"config.variants must be among {', '.join(known)}, not {variant!r}")
@@ -94,18 +94,18 @@ def run(config: BenchmarkConfig, path: str, devices) -> dict[str, Any]:
 
 def _pairs(config: BenchmarkConfig, section: DataSection, tokenizer) -> data.Pairs:
   """As many pairs as the benchmark needs, evenly over the order of their lengths."""
-  records = data.read_preferences(
-    section.train, columns=preference.records.parse_columns(section.columns), chat=section.chat
+  pairs = data.read_preferences(
+    section.train, columns=records.parse_columns(section.columns), chat=section.chat
   )
   plan = data.Batching(section.batch_size, epochs=1, shuffle=True)
-  everything = data.tokenise_pairs(records, tokenizer, plan, length=section.length)
+  everything = data.tokenise_pairs(pairs, tokenizer, plan, length=section.length)
   count = config.batches * section.batch_size
   if len(everything.costs) < count:
     raise InputError(f"{section.train} has {len(everything.costs)} pairs; {count} are needed")
   order = np.argsort(everything.costs, kind="stable")
   # The middle of each of `count` equal shares, so that no extreme stands for its neighbours.
   chosen = order[((np.arange(count) + 0.5) / count * len(order)).astype(int)]
-  kept = [records[everything.source.kept[i]] for i in sorted(chosen)]
+  kept = [pairs[everything.source.kept[i]] for i in sorted(chosen)]
   return data.tokenise_pairs(kept, tokenizer, plan, length=section.length)
 
 

@@ -4,12 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from align_jax import config as config_lib
 from align_jax import data, sharding
 from align_jax.errors import InputError
-from align_jax.phases import records, reference, train, workspace
+from align_jax.phases import records, reference, sections, train, workspace
 from align_jax.phases.sections import DataSection, ModelSection
 from align_jax.sharding import MeshConfig
 from align_jax.training import preference_objectives, preferences, workdir
@@ -17,7 +15,6 @@ from align_jax.training.loop import LoopConfig
 from align_jax.training.optimizer import OptimizerConfig
 
 RECORDS = ("pairs", "feedback")
-LAYOUTS = ("shared", "padded")
 REFERENCES = ("auto", "cached", "recomputed")
 
 
@@ -47,11 +44,9 @@ class PreferenceConfig:
       raise InputError(
         "preference optimisation needs a trained model: model.init cannot be scratch"
       )
-    for name, known in (("layout", LAYOUTS), ("reference", REFERENCES), ("records", RECORDS)):
-      if getattr(self, name) not in known:
-        raise InputError(
-          f"config.{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}"
-        )
+    sections.check_one_of("layout", self.layout, sections.LAYOUTS)
+    sections.check_one_of("reference", self.reference, REFERENCES)
+    sections.check_one_of("records", self.records, RECORDS)
     if self.records == "feedback" and not self.objective.unpaired:
       raise InputError(
         f"{self.objective.name} learns from pairs; config.records='feedback' is for kto"
@@ -114,6 +109,10 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
   folder = workdir.open_workdir(path, objective.name, config_lib.to_dict(config))
   if workdir.is_finished(folder):
     return
+  if objective.unpaired:
+    workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
+  else:
+    train.check_pairs(config, mesh)
   source = _Records.read(config)
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   trainable, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
@@ -161,47 +160,27 @@ class _Records:
     everything = records.all_records(examples)
     check_records(everything, config.objective)
     tokenizer = workspace.tokenizer_of(config.model)
-    training = examples if config.objective.unpaired else _tokenised(config, examples, tokenizer)
+    steps = "chosen_step_mask" in config.objective.arrays
+    training, pairs = examples, None
+    if not config.objective.unpaired:
+      training = train.tokenised_pairs(config, examples, tokenizer, steps=steps)
     if held_out:
-      pairs = _tokenised(config, held_out, tokenizer, epochs=1)
-      return cls(training, pairs, everything, held_out, tokenizer)
-    return cls(training, None, everything, [], tokenizer)
+      pairs = train.tokenised_pairs(config, held_out, tokenizer, epochs=1, steps=steps)
+    return cls(training, pairs, everything, held_out or [], tokenizer)
 
   def training_batches(self, config: PreferenceConfig, mesh, read: Callable | None):
     if config.objective.unpaired:
-      workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
       return train.feedback_batches(config, self.tokenizer)(self.training)
     cached = read and read(self.training, self.records, self.tokenizer)
-    return _batches(config, self.training, mesh, cached, config.accumulate)
+    return train.pair_batches(
+      config, self.training, mesh, accumulate=config.accumulate, reference=cached
+    )
 
   def eval_batches(self, config: PreferenceConfig, mesh, read: Callable | None):
     if self.held_out is None:
       return None
     cached = read and read(self.held_out, self.eval_records, self.tokenizer)
-    return list(_batches(config, self.held_out, mesh, cached, 1))
-
-
-def _tokenised(config: PreferenceConfig, examples, tokenizer, epochs: int | None = None):
-  options = train.stream_options(config, epochs)
-  length = options.pop("length")
-  steps = "chosen_step_mask" in config.objective.arrays
-  return data.tokenise_pairs(
-    examples, tokenizer, data.Batching(**options), length=length, steps=steps
-  )
-
-
-def _batches(config: PreferenceConfig, pairs: data.Pairs, mesh, cached, accumulate: int):
-  buckets = config.data.buckets
-  if config.layout == "padded":
-    workspace.check_batch(config.data.batch_size, accumulate, mesh)
-    return data.padded_batches(pairs, config.data.length, buckets=buckets, reference=cached)
-  ways = accumulate * sharding.batch_ways(mesh)
-  return data.shared_batches(
-    pairs,
-    buckets=buckets,
-    row_multiple=max(1, ways // jax.process_count()),
-    reference=cached,
-  )
+    return list(train.pair_batches(config, self.held_out, mesh, reference=cached))
 
 
 def _reference_reader(config: PreferenceConfig, folder, loaded: workspace.Loaded, mesh):

@@ -159,9 +159,9 @@ def _verify(place, pairs: Pairs, scorer: Scorer, values: np.ndarray, known: np.n
   rng = np.random.default_rng(0)
   sample = np.sort(rng.choice(known, min(_SAMPLE, len(known)), replace=False))
   index, again = _Pass(pairs, scorer)(sample)
-  if not len(index):  # this host has none of the rows
-    return
-  worst = float(np.max(np.abs(values[index] - again)))
+  worst = float(np.max(np.abs(values[index] - again), initial=0.0))
+  if jax.process_count() > 1:  # a host may have none of the rows, and all must stop together
+    worst = float(np.max(multihost_utils.process_allgather(np.float32(worst))))
   if not worst <= _TOLERANCE[scorer.model.config.dtype]:
     raise InputError(
       f"{place}: the cached log-probs of the reference differ by {worst:.3g} nats from those "

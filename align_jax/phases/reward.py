@@ -5,7 +5,7 @@ import dataclasses
 from align_jax import config as config_lib
 from align_jax import data, sharding
 from align_jax.errors import InputError
-from align_jax.phases import records, train, workspace
+from align_jax.phases import records, sections, train, workspace
 from align_jax.phases.sections import DataSection, ModelSection
 from align_jax.sharding import MeshConfig
 from align_jax.training import objectives, workdir
@@ -24,12 +24,16 @@ class RewardConfig:
   loop: LoopConfig
   centering: float = 0.01  # weight of (r+ + r-)^2; Eisenstein et al. 2023 advise 0.01
   label_smoothing: float = 0.0
+  layout: str = (
+    "shared"  # the prompt of a pair once, rows packed; or "padded": two whole rows a pair
+  )
   accumulate: int = 1
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
     if self.model.init == "scratch":
       raise InputError("a reward model needs a trained trunk: model.init cannot be scratch")
+    sections.check_one_of("layout", self.layout, sections.LAYOUTS)
     if self.model.logits_chunk is not None:
       raise InputError("model.logits_chunk is not used by a reward model, which has no logits")
 
@@ -41,10 +45,14 @@ def run(config: RewardConfig, path: str, devices) -> None:
   if workdir.is_finished(folder):
     return
   pairs, held_out = records.read_split(config.data, "preferences")
-  workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
-  batches = train.pair_batches(config, workspace.tokenizer_of(config.model))
-  training = batches(pairs)
-  eval_batches = list(batches(held_out, epochs=1)) if held_out else None
+  train.check_pairs(config, mesh)
+  tokenizer = workspace.tokenizer_of(config.model)
+  tokens = train.tokenised_pairs(config, pairs, tokenizer)
+  training = train.pair_batches(config, tokens, mesh, accumulate=config.accumulate)
+  eval_batches = None
+  if held_out:
+    tokens = train.tokenised_pairs(config, held_out, tokenizer, epochs=1)
+    eval_batches = list(train.pair_batches(config, tokens, mesh))
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   weights, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
   plan = train.Plan(

@@ -74,6 +74,15 @@ class ModelSection:
       )
 
 
+LAYOUTS = ("shared", "padded")  # of pairs: the prompt once and rows packed, or two whole rows
+
+
+def check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+  """Raises InputError that names the setting unless its value is a known one."""
+  if value not in known:
+    raise InputError(f"config.{name} must be one of {', '.join(known)}, not {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSection:
   """Records, and the rows they become."""
@@ -89,4 +98,6 @@ class DataSection:
   eval_limit: int | None = None
   invalid: str = "raise"  # or "skip": bad rows are left out and counted
   chat: bool = True  # plain-text prompts are wrapped in the chat template
-  buckets: tuple[int, ...] | None = None  # row lengths to choose from; None pads all to `length`
+  buckets: tuple[int, ...] | None = (
+    None  # row lengths to choose from; None: `length`, or shared rows' own
+  )

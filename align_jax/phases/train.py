@@ -98,14 +98,32 @@ def stream_options(config, epochs: int | None = None) -> dict[str, Any]:
   }
 
 
-def pair_batches(config, tokenizer) -> Callable:
-  """`(records, epochs=None) -> iterator` of preference pairs."""
+def tokenised_pairs(
+  config, records, tokenizer, *, epochs: int | None = None, steps: bool = False
+) -> data.Pairs:
+  """Preference pairs as tokens; endless and shuffled, or with `epochs` in the file's order."""
+  options = stream_options(config, epochs)
+  length = options.pop("length")
+  return data.tokenise_pairs(
+    records, tokenizer, data.Batching(**options), length=length, steps=steps
+  )
 
-  def make(source, epochs: int | None = None):
-    options = stream_options(config, epochs)
-    return data.preference_batches(source, tokenizer, buckets=config.data.buckets, **options)
 
-  return make
+def pair_batches(config, pairs: data.Pairs, mesh, *, accumulate: int = 1, reference=None):
+  """Batches of pairs in the layout of the config, each splitting into `accumulate` parts."""
+  buckets, ways = config.data.buckets, sharding.batch_ways(mesh)
+  if config.layout == "padded":
+    return data.padded_batches(pairs, config.data.length, buckets=buckets, reference=reference)
+  rows = max(1, accumulate * ways // jax.process_count())
+  return data.shared_batches(pairs, buckets=buckets, row_multiple=rows, reference=reference)
+
+
+def check_pairs(config, mesh) -> None:
+  """Raises InputError where the layout is unknown, or padded batches do not split evenly."""
+  if config.layout == "padded":
+    workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
+  elif config.accumulate < 1:
+    raise InputError(f"config.accumulate must be positive, not {config.accumulate}")
 
 
 def feedback_batches(config, tokenizer) -> Callable:

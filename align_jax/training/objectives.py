@@ -91,35 +91,36 @@ def reward_objective(model, *, centering: float = 0.0, label_smoothing: float = 
 
   def objective(trainable, frozen, batch, rng):
     del rng
-    flat = _flatten_pairs(batch)
-    scores = response_scores(
-      model,
-      reward_variables(trainable, frozen),
-      trainable["head"],
-      flat["tokens"],
-      flat["segment_ids"],
-      flat["response_mask"],
-    ).reshape(-1, 2)
+    variables = reward_variables(trainable, frozen)
+    scores = pair_rewards(model, variables, trainable["head"], batch)
     chosen, rejected = scores[:, 0], scores[:, 1]
+    weight, margin, label_prob = (batch[k].reshape(-1) for k in ("weight", "margin", "label_prob"))
     loss = losses.bradley_terry_loss(
       chosen,
       rejected,
-      margin=batch["margin"],
+      margin=margin,
       label_smoothing=label_smoothing,
-      label_prob=batch["label_prob"],
+      label_prob=label_prob,
+      centering=centering,
     )
-    loss = loss + centering * jnp.square(chosen + rejected)
-    metrics = reward_metrics(chosen, rejected, batch["weight"])
-    metrics |= {"loss": Mean.of(loss, batch["weight"]), "tokens": token_count(flat["segment_ids"])}
+    metrics = reward_metrics(chosen, rejected, weight)
+    metrics |= {"loss": Mean.of(loss, weight), "tokens": token_count(batch["segment_ids"])}
     return metrics["loss"].total, metrics
 
   return objective
 
 
-def _flatten_pairs(batch):
-  """[B, 2, T] to [2B, T]: the rows of a pair stay neighbours, on one device."""
-  names = ("tokens", "segment_ids", "response_mask")
-  return {k: batch[k].reshape(-1, batch[k].shape[-1]) for k in names}
+def pair_rewards(model, variables, head, batch) -> jax.Array:
+  """[P, 2], the rewards of both answers of every pair, from either layout of a batch."""
+  if "last" not in batch:
+    # The rows of a pair stay neighbours, on one device.
+    names = ("tokens", "segment_ids", "response_mask")
+    flat = {k: batch[k].reshape(-1, batch[k].shape[-1]) for k in names}
+    return response_scores(model, variables, head, **flat).reshape(-1, 2)
+  names = ("tokens", "positions", "segment_ids", "branch_ids")
+  hidden = model.apply(variables, *(batch[k] for k in names), method="hidden")
+  at_last = jnp.take_along_axis(hidden, batch["last"][..., None], axis=1)
+  return models.scalar_head(head, at_last).reshape(-1, 2)
 
 
 def reward_metrics(chosen, rejected, weight) -> Metrics:
