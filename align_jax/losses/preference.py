@@ -464,7 +464,8 @@ def f_dpo_loss(
     ValueError: if the log-probs are not all [B], or a setting is out of range or given in vain.
 
   References:
-    Wang et al. 2023, https://arxiv.org/abs/2309.16240, table 1. TRL caps ρ^−α instead.
+    Wang et al. 2023, https://arxiv.org/abs/2309.16240, table 1. TRL bounds nothing but the
+    α-divergence, at e⁸⁰, where the gradient ends.
   """
   _check.positive("f_dpo_loss", "beta", beta)
   if (alpha is not None) != (divergence == "alpha"):

@@ -42,7 +42,7 @@ def ld_dpo_loss(
 
   References:
     Liu et al. 2024 (LD-DPO), https://arxiv.org/abs/2409.06411. Policy and reference are weighted
-    alike; TRL's `ld_alpha` weighs the policy only, so that Δ is not 0 where the two agree.
+    alike, so that Δ is 0 where the two agree.
   """
   _check.positive("ld_dpo_loss", "beta", beta)
   _check.within("ld_dpo_loss", "alpha", alpha, "[0, 1]")
