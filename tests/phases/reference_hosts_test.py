@@ -59,7 +59,7 @@ def work(folder: str, index: int, count: int, port: str) -> None:
   try:
     read = reference.cached_reference(folder, pairs, scorer, identity)
   except Exception as error:
-    print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+    print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
     os._exit(0)  # the other host has stopped too: there is no one left to say goodbye to
   values = np.concatenate(read(np.arange(2 * COUNT)))
   print(json.dumps({"written": written, "values": values.tolist()}))
