@@ -116,8 +116,7 @@ def test_the_loss_is_against_the_reference_that_has_moved(toy, mesh, hard):
 
   def losses(**settings):
     run = Run(toy, mesh, preferences.PreferenceConfig("dpo", beta=0.5, **settings))
-    if not settings:
-      run.frozen = {"ref": run.trainable}
+    run.frozen = {"ref": run.trainable}  # what is carried goes before it
     return [float(m["loss"].compute()) for *_, m in run.states(hard.shared, 5)]
 
   synced, frozen = losses(sync_every=2), losses()
