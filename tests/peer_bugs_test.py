@@ -1,8 +1,9 @@
 """The bugs that users of other systems met, and the tests that keep each of them out of this one.
 
 The numbers are those of the bug list of the peer survey, section 3: masking and tokenisation (1-9),
-losses and log-probs (10-20), KL, PPO and reward models (21-31). Where a bug cannot happen here by
-construction, its line says why, and names the test that is closest to it.
+losses and log-probs (10-20), KL, PPO and reward models (21-31), memory and speed (36, 37), packing
+(44). Where a bug cannot happen here by construction, its line says why, and names the test that is
+closest to it.
 """
 
 import ast
@@ -20,6 +21,7 @@ PREFERENCE, POLICY = "tests/losses/preference_test.py", "tests/losses/policy_tes
 KL, MASKED = "tests/losses/kl_test.py", "tests/losses/masked_test.py"
 DECODE, HEADS = "tests/sampling/decode_test.py", "tests/models/heads_test.py"
 PPO, REWARDS, ROLLOUTS = (f"tests/rl/{name}_test.py" for name in ("ppo", "rewards", "rollouts"))
+CACHE = "tests/phases/reference_test.py"
 TRANSFORMER = "tests/models/transformer_test.py::TestForward"
 
 BUGS = {
@@ -253,6 +255,28 @@ BUGS = {
       f"{STEP}::test_accumulation_of_parts_that_weigh_differently_changes_nothing",
     ),
   ),
+  36: (
+    "the logits of all positions are held at once, in float32",
+    (
+      f"{HEADS}::test_chunks_behind_the_count_are_not_computed",
+      f"{OBJECTIVES}::test_chunked_head_changes_nothing",
+    ),
+  ),
+  37: (
+    "cached log-probs of the reference are those of another model, or of other data",
+    (
+      f"{CACHE}::test_what_the_numbers_could_depend_on_names_the_folder",
+      f"{CACHE}::test_values_of_other_weights_are_refused",
+      f"{CACHE}::test_a_loss_from_the_cache_is_the_recomputed_one",
+    ),
+  ),
+  44: (
+    "documents packed into one row, or answers to one prompt, see each other",
+    (
+      f"{OBJECTIVES}::test_a_neighbour_in_the_row_is_never_seen",
+      "tests/models/branches_test.py::test_a_row_that_forks_equals_a_row_for_each_answer",
+    ),
+  ),
 }
 
 
@@ -269,7 +293,7 @@ def functions_of(path):
 
 
 def test_every_bug_is_listed_and_described():
-  assert list(BUGS) == list(range(1, 32))
+  assert list(BUGS) == [*range(1, 32), 36, 37, 44]
   assert all(line and tests for line, tests in BUGS.values())
   assert len({line for line, _ in BUGS.values()}) == len(BUGS)
 

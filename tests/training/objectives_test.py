@@ -365,3 +365,21 @@ def test_only_response_tokens_are_predicted(packing):
     expected -= batch["loss_mask"][row, t] * logprobs[row, t - 1, batch["tokens"][row, t]]
   loss, _ = jax.jit(objectives.sft_objective(model))(params, {}, batch, KEY)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_a_reward_model_reads_both_layouts_alike(packing, soft):
+  """At the last response token of each answer, wherever its row holds it; margins, labels and all."""
+  model, params, _ = packing
+  trainable = {"trunk": params, "head": models.init_scalar_head(KEY, 16)}
+  objective = objectives.reward_objective(model, centering=0.1, label_smoothing=0.05)
+  run = jax.jit(jax.value_and_grad(objective, has_aux=True))
+  (loss, metrics), gradient = run(trainable, {}, soft.padded, KEY)
+  (other, others), other_gradient = run(trainable, {}, soft.shared, KEY)
+  np.testing.assert_allclose(other, loss, rtol=1e-5)
+  values, other_values = to_floats(metrics), to_floats(others)
+  assert other_values.pop("tokens") < values.pop("tokens")  # prompts are held once
+  np.testing.assert_allclose(list(other_values.values()), list(values.values()), rtol=1e-4)
+  for a, b in zip(jax.tree.leaves(other_gradient), jax.tree.leaves(gradient)):
+    np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+  moved = dict(soft.shared, last=np.maximum(soft.shared["last"] - 1, 0))  # the control
+  assert abs(run(trainable, {}, moved, KEY)[0][0] - loss) > 1e-3
