@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 
 from align_jax import data, sharding
 from align_jax.errors import InputError
@@ -82,9 +83,9 @@ def run(config: BenchmarkConfig, path: str, devices) -> dict[str, Any]:
       _variant(v, config, pairs, loaded, frozen, train_state, tx, mesh, folder)
       for v in config.variants
     ]
-    for _ in range(config.repeats):
-      for variant in variants:
-        train_state = _pass(variant, train_state)
+    turns = [variant for _ in range(config.repeats) for variant in variants]
+    for variant in tqdm.tqdm(turns, name, unit=" passes", mininterval=1.0):
+      train_state = _pass(variant, train_state)
     results["sets"][name] = _summary(config, section, variants)
     print(_table(name, results["sets"][name]), flush=True)
     workdir.write_json(folder / "benchmark.json", results)
@@ -134,7 +135,7 @@ def _variant(name, config, pairs, loaded, frozen, train_state, tx, mesh, folder)
   train_step = step.make_train_step(objective, tx)
   placed = [sharding.put_batch(batch, mesh) for batch in batches]
   start, compiled = time.perf_counter(), {}
-  for batch in placed:
+  for batch in tqdm.tqdm(placed, f"{name}: compiling", unit=" batches", leave=False):
     shape = batch["tokens"].shape
     if shape not in compiled:
       compiled[shape] = train_step.lower(train_state, frozen, batch).compile()
