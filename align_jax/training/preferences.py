@@ -135,14 +135,14 @@ class PreferenceConfig:
     """Its losses and their weights."""
     parts = {}
     for part in self.name.split("+"):
-      name, _, weight = (text.strip() for text in part.partition("*"))
+      name, star, weight = (text.strip() for text in part.partition("*"))
       if name not in MEMBERS:
         known = ", ".join(MEMBERS)
         raise InputError(f"objective.name must be one of {known}, not {name!r}")
       if name in parts:
         raise InputError(f"objective.name {self.name!r} names {name} twice")
       try:
-        parts[name] = float(weight or 1.0)
+        parts[name] = float(weight) if star else 1.0
       except ValueError:
         raise InputError(f"objective.name {self.name!r}: {weight!r} is no weight") from None
       if not 0.0 < parts[name] < math.inf:

@@ -67,6 +67,7 @@ def test_a_setting_that_is_given_replaces_the_default_and_only_that(name):
     ({"name": "dpo*nan"}, "weights must be positive and finite"),
     ({"name": "dpo + sft*inf"}, "weights must be positive and finite"),
     ({"name": "kto + sft"}, "'kto . sft': only objectives on pairs can be mixed"),
+    ({"name": "dpo*"}, "'' is no weight"),
     ({"name": "dpo", "gamma": 1.0}, "objective.gamma is not used by the objective 'dpo'"),
     ({"name": "dpo + sft", "gamma": 1.0}, "objective.gamma is not used by .* 'dpo . sft'"),
     ({"name": "dpo", "penalty": 5.0}, "objective.penalty is not used by"),
