@@ -27,7 +27,11 @@ def get_config(folder: str = "") -> config_dict.ConfigDict:
     )
   config.data.alpaca_eval_prefs.columns = "prompt=instruction"
   config.objective = preference.objective("dpo")
-  config.variants = ("padded/recomputed", "shared/recomputed", "shared/cached")  # or "padded/cached"
+  config.variants = (
+    "padded/recomputed",
+    "shared/recomputed",
+    "shared/cached",
+  )  # or "padded/cached"
   config.batches = 2
   config.repeats = 2
   config.mesh = common.mesh()

@@ -9,12 +9,6 @@ from ml_collections import config_dict
 
 from configs import common
 
-OBJECTIVES = (
-  "dpo", "cdpo", "ipo", "ipo_mean", "hinge", "robust", "exo", "discopop", "dpo_norm", "dpop", "r_dpo",
-  "f_dpo", "nca", "bco", "sppo", "apo_zero", "apo_down", "aot", "aot_unpaired", "ld_dpo", "step_dpo",
-  "tdpo", "simpo", "alphapo", "orpo", "cpo", "slic", "sft", "kto", "apo_zero_unpaired", "bco_unpaired",
-)  # fmt: skip
-
 
 def _number():
   return config_dict.placeholder(float)
@@ -23,27 +17,17 @@ def _number():
 def objective(name: str) -> config_dict.ConfigDict:
   """An objective of the family with every setting at that objective's own default."""
   return config_dict.create(
-    name=name,  # one of OBJECTIVES, or a mixture by weight such as "dpo + sft*0.2"
-    beta=config_dict.placeholder(
-      float
-    ),  # strength of the implied KL penalty; 0.1, dpo_norm 5 (Tülu 3), simpo 2
+    name=name,  # the README lists them; or a mixture by weight such as "dpo + sft*0.2"
+    beta=_number(),  # strength of the implied KL penalty; 0.1, dpo_norm 5 (Tülu 3), simpo 2
     tau=_number(),  # ipo, ipo_mean: margins are pulled to 1 / (2 tau); 0.1
-    label_smoothing=config_dict.placeholder(
-      float
-    ),  # dpo, cdpo, robust, exo, aot: share of labels believed flipped
+    label_smoothing=_number(),  # dpo, cdpo, robust, exo, aot: share of labels believed flipped
     gamma=_number(),  # simpo, alphapo: the margin that is asked for; 1
-    alpha=config_dict.placeholder(
-      float
-    ),  # r_dpo 0.01 a token; ld_dpo 0.5; tdpo 0.5; alphapo 0.1; f_dpo's alpha
+    alpha=_number(),  # r_dpo 0.01 a token; ld_dpo 0.5; tdpo 0.5; alphapo 0.1; f_dpo's alpha
     temperature=_number(),  # discopop; 0.05
-    penalty=config_dict.placeholder(
-      float
-    ),  # dpop: weight of falling below the reference; 50 (Smaug)
+    penalty=_number(),  # dpop: weight of falling below the reference; 50 (Smaug)
     delta=_number(),  # slic: the margin in nats; 1
     divergence=config_dict.placeholder(str),  # f_dpo: reverse_kl, forward_kl, js, alpha; js
-    sft_weight=config_dict.placeholder(
-      float
-    ),  # cpo 1, slic 0.1: weight of the likelihood of the chosen answer
+    sft_weight=_number(),  # cpo 1, slic 0.1: weight of the likelihood of the chosen answer
     detach_chosen=config_dict.placeholder(bool),  # tdpo: True is TDPO2, False with alpha 1 TDPO1
     desirable_weight=_number(),  # kto; 1
     undesirable_weight=_number(),  # kto; 1

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import pathlib
+import re
 
 import pytest
 
@@ -12,6 +14,8 @@ from align_jax.phases import preference
 from align_jax.training import preferences
 from align_jax.training.preferences import PreferenceConfig
 from configs import preference as preference_config
+
+README = pathlib.Path(__file__).resolve().parents[2] / "README.md"
 
 
 @pytest.mark.parametrize(
@@ -105,10 +109,17 @@ def test_log_probs_are_cached_where_they_can_be(changes, caches):
   assert config_of(**changes).caches == caches
 
 
-def test_every_objective_is_named_in_the_config_and_has_a_place_for_its_settings():
-  assert sorted(preference_config.OBJECTIVES) == sorted(preferences.MEMBERS)
+def test_the_readme_lists_every_objective_and_no_other():
+  section = (
+    README.read_text().split("## Preference objectives")[1].split("Objectives on pairs mix")[0]
+  )
+  listed = re.findall(r"`(\w+)`", section)
+  assert sorted(listed) == sorted(preferences.MEMBERS)
+
+
+def test_every_objective_has_a_place_for_its_settings_in_the_config():
   fields = set(preferences.PreferenceConfig.__dataclass_fields__)
-  for name in preference_config.OBJECTIVES:
+  for name in preferences.MEMBERS:
     settings = preference_config.objective(name).to_dict()
     assert set(settings) == fields
     config_of(objective__name=name)
