@@ -21,6 +21,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
     axes.set_ylabel(label)
     axes.axhline(1.0, color=plots.MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.grid(axis="x", visible=False)
+    axes.margins(y=0.1)
   names = next(iter(results["sets"].values()))["variants"]
   drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(names))
   return drawn
@@ -38,7 +39,7 @@ def _bars(axes, sets: Mapping[str, Any], field: str) -> None:
     heights = [row[field] for row in rows]
     places = [at + (i - (len(names) - 1) / 2) * width for at in range(len(rows))]
     bars = axes.bar(places, heights, width * 0.9, color=_COLOURS[i % len(_COLOURS)], label=name)
-    axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
+    axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=7)  # clear of the range's cap
     if field == "speedup":
       low = [row[field] - row["speedup_range"][0] for row in rows]
       high = [row["speedup_range"][1] - row[field] for row in rows]
