@@ -125,8 +125,6 @@ def to_png(figure: Figure, *, dpi: int = 160) -> bytes:
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
   """`draw` with the look that all figures share."""
 
-  """The house's look for a function that draws a figure."""
-
   def wrapper(*args, **settings) -> Figure:
     with matplotlib.rc_context(_STYLE):
       return draw(*args, **settings)
