@@ -46,6 +46,27 @@ def config_of(**changes):
 
 
 @pytest.mark.parametrize(
+  "changes, nats",
+  [
+    ({}, 0.02),
+    ({"model__dtype": "bfloat16"}, 1.0),
+    ({"reference": "recomputed"}, 1e-3),
+    ({"reference": "recomputed", "model__dtype": "bfloat16"}, 1e-3),
+    ({"objective__name": "tdpo"}, 1e-3),
+  ],
+)
+def test_only_a_cache_may_round_otherwise(changes, nats):
+  """Its batches had other shapes; six times ln 2, or three nats apart, is no rounding."""
+  config = config_of(**changes)
+  assert preference._rounding(config) == nats
+  values = {"loss": math.log(2.0), "rewards/chosen": 0.0, "rewards/rejected": 0.09 * nats}
+  preference.check_identity(config.objective, values, nats=nats)
+  for wrong in ({"loss": 6 * math.log(2.0)}, {"rewards/chosen": 0.3}):
+    with pytest.raises(FloatingPointError, match="at step 0"):
+      preference.check_identity(config.objective, values | wrong, nats=nats)
+
+
+@pytest.mark.parametrize(
   "changes, message",
   [
     ({"layout": "packed"}, "config.layout must be one of shared, padded, not 'packed'"),
