@@ -100,19 +100,21 @@ def test_returns_to_go_against_a_loop(gamma):
   np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_reinforce_pp_against_a_loop():
+@pytest.mark.parametrize("gamma", [1.0, 0.8])
+def test_reinforce_pp_against_a_loop(gamma):
   rng = np.random.default_rng(2)
   score, logprobs, ref = rng.normal(size=3), rng.normal(size=(3, 8)), rng.normal(size=(3, 8))
   returns = []
   for row, t in zip(*np.nonzero(HOLES)):
-    kl_to_come = [(logprobs - ref)[row, s] for s in range(t, 8) if HOLES[row, s]]
-    returns.append(score[row] - 0.3 * sum(kl_to_come))
+    to_come = [s for s in range(t, 8) if HOLES[row, s]]  # the score is paid with the last of them
+    kl = sum(gamma**k * (logprobs - ref)[row, s] for k, s in enumerate(to_come))
+    returns.append(gamma ** (len(to_come) - 1) * score[row] - 0.3 * kl)
   mean = sum(returns) / len(returns)
   std = math.sqrt(sum((x - mean) ** 2 for x in returns) / len(returns))
   expected = np.zeros((3, 8))
   expected[HOLES > 0] = (np.array(returns) - mean) / std
   rewards = losses.kl_shaped_rewards(score, logprobs, ref, HOLES, kl_coef=0.3)
-  result = advantages.reinforce_pp_advantages(rewards, HOLES)
+  result = advantages.reinforce_pp_advantages(rewards, HOLES, gamma=gamma)
   np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
