@@ -11,7 +11,7 @@ import numpy as np
 
 from align_jax.data.batching import Batch
 from align_jax.data.pairs import Pairs, Reference
-from align_jax.data.streams import Windows
+from align_jax.data.streams import Windows, best_fit
 from align_jax.errors import InputError
 
 SLOTS = 8  # pairs a row may hold
@@ -90,22 +90,6 @@ def _balanced(
   return batches + ([carried] if len(carried) else [])
 
 
-def _fill(costs: np.ndarray, length: int, slots: int) -> list[list[int]]:
-  """Best fit, the longest first: each into the fullest row that has the room and a slot for it."""
-  rows: list[list[int]] = []
-  room: list[int] = []
-  for item in np.argsort(-costs, kind="stable").tolist():
-    fits = [r for r in range(len(rows)) if room[r] >= costs[item] and len(rows[r]) < slots]
-    if not fits:
-      fits = [len(rows)]
-      rows.append([])
-      room.append(length)
-    row = min(fits, key=room.__getitem__)
-    rows[row].append(item)
-    room[row] -= int(costs[item])
-  return rows
-
-
 def _rounded(count: int) -> int:
   """Up to three significant bits: 1 to 8, 10, 12, 14, 16, 20, 24, ..."""
   unit = 1 << max(0, (count - 1).bit_length() - 3)
@@ -131,7 +115,7 @@ class RowBuilder:
   def __call__(self, group: np.ndarray) -> Batch:
     costs, plan = self.pairs.costs[group], self.pairs.source.plan
     length = next(size for size in self.sizes if size >= costs.max())
-    rows = [group[row] for row in _fill(costs, length, self.slots)]
+    rows = [group[row] for row in best_fit(costs, length, most=self.slots)]
     laid = [[self._lay(pair, slot) for slot, pair in enumerate(row)] for row in rows]
     count = _rounded(-(-len(rows) // self.row_multiple)) * self.row_multiple
     batch = self._empty(count, length, laid[0][0])

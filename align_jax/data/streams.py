@@ -55,8 +55,11 @@ def _permutation(size: int, seed: int, component: int, epoch: int) -> np.ndarray
   return np.random.default_rng((seed, component, epoch)).permutation(size)
 
 
-def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-  """Packs items, the longest first, each into the fullest row that still holds it."""
+def best_fit(lengths: np.ndarray, capacity: int, *, most: int | None = None) -> list[list[int]]:
+  """Packs items, the longest first, each into the fullest row that still holds it.
+
+  most: items a row may hold; None for any number.
+  """
   rows: list[list[int]] = []
   by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room left -> rows
   for item in np.argsort(-lengths, kind="stable").tolist():
@@ -68,7 +71,8 @@ def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     else:
       row = by_room[room].pop()
     rows[row].append(item)
-    by_room[room - length].append(row)
+    if len(rows[row]) != most:
+      by_room[room - length].append(row)
   return rows
 
 

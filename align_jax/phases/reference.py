@@ -65,10 +65,12 @@ def cached_reference(
     store = _open(place, int(pairs.scored_edges[-1]))
     values = store.read().result()
     known = _known(values, pairs.scored_edges)
+    score = _Pass(pairs, scorer)
     if known.any():
-      _verify(place, pairs, scorer, values, np.flatnonzero(known))
-    _complete(pairs, scorer, store, np.flatnonzero(~known))
-    values = store.read().result()
+      _verify(place, score, values, np.flatnonzero(known))
+    if not known.all():
+      _complete(score, pairs.costs, store, np.flatnonzero(~known))
+      values = store.read().result()
   edges = pairs.scored_edges
   return lambda sequences: [values[edges[s] : edges[s + 1]] for s in sequences]
 
@@ -130,21 +132,19 @@ def _known(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
   return missing[edges[2::2]] == missing[edges[:-2:2]]
 
 
-def _complete(pairs: Pairs, scorer: Scorer, store, missing: np.ndarray) -> None:
+def _complete(score: "_Pass", costs: np.ndarray, store, missing: np.ndarray) -> None:
   """Computes the pairs that are missing, those of like length together, and writes them."""
-  order = missing[np.argsort(pairs.costs[missing], kind="stable")]
-  groups = np.split(order, range(scorer.batch_size, len(order), scorer.batch_size))
+  order, size = missing[np.argsort(costs[missing], kind="stable")], score.scorer.batch_size
   bar = tqdm.tqdm(
-    [group for group in groups if len(group)],
+    np.split(order, range(size, len(order), size)),
     "reference",
     unit=" batches",
-    disable=not len(order) or jax.process_index() != 0,
+    disable=jax.process_index() != 0,
     mininterval=0.5 if sys.stderr.isatty() else 10.0,
   )
-  run = _Pass(pairs, scorer)
   writes = []
   for group in bar:
-    index, values = run(group)
+    index, values = score(group)
     writes.append(store[index].write(values))
     while len(writes) > 4:
       writes.pop(0).result()
@@ -154,15 +154,15 @@ def _complete(pairs: Pairs, scorer: Scorer, store, missing: np.ndarray) -> None:
     multihost_utils.sync_global_devices("reference log-probs written")
 
 
-def _verify(place, pairs: Pairs, scorer: Scorer, values: np.ndarray, known: np.ndarray) -> None:
+def _verify(place, score: "_Pass", values: np.ndarray, known: np.ndarray) -> None:
   """Recomputes a sample of what is known; InputError unless it is what the model says."""
   rng = np.random.default_rng(0)
   sample = np.sort(rng.choice(known, min(_SAMPLE, len(known)), replace=False))
-  index, again = _Pass(pairs, scorer)(sample)
+  index, again = score(sample)
   worst = float(np.max(np.abs(values[index] - again), initial=0.0))
   if jax.process_count() > 1:  # a host may have none of the rows, and all must stop together
     worst = float(np.max(multihost_utils.process_allgather(np.float32(worst))))
-  if not worst <= _TOLERANCE[scorer.model.config.dtype]:
+  if not worst <= _TOLERANCE[score.scorer.model.config.dtype]:
     raise InputError(
       f"{place}: the cached log-probs of the reference differ by {worst:.3g} nats from those "
       "computed now: remove this folder"

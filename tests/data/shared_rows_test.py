@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from align_jax import data
-from align_jax.data import encoding, shared_rows
+from align_jax.data import encoding, shared_rows, streams
 from align_jax.errors import InputError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -320,7 +320,7 @@ def test_given_buckets_are_the_only_lengths(tokenizer):
 
 def test_no_row_holds_more_pairs_than_it_has_slots():
   costs = np.array([1] * 30 + [90, 60, 40])
-  rows = shared_rows._fill(costs, 100, 8)
+  rows = streams.best_fit(costs, 100, most=8)
   assert sorted(sum(rows, [])) == list(range(33))
   assert max(map(len, rows)) <= 8 and max(costs[row].sum() for row in rows) <= 100
   assert rows[0][0] == 30 and rows[1][:2] == [31, 32]  # the fullest row that has the room

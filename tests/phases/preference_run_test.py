@@ -91,7 +91,7 @@ def test_runs_share_a_cache(train, shared, root, monkeypatch):
   folders = sorted((root / "cache").iterdir())
   assert len(folders) == 2  # training and held-out pairs
 
-  def nothing_missing(pairs, scorer, store, missing):
+  def nothing_missing(score, costs, store, missing):
     assert not len(missing)
 
   monkeypatch.setattr(reference, "_complete", nothing_missing)
