@@ -18,6 +18,7 @@ from align_jax.errors import InputError
 from align_jax.losses import Mean
 from align_jax.rl import rewards as rewards_lib
 from align_jax.rl import rollouts
+from align_jax.rl import shaping as shaping_lib
 from align_jax.training import objectives
 from align_jax.training import state as state_lib
 from align_jax.training import step as step_lib
@@ -44,7 +45,7 @@ class PpoConfig:
   kl_horizon: float = 10_000.0  # episodes
   whiten_rewards: bool = False  # scale only; OAI does
   whiten_advantages: bool = True
-  shaping: rewards_lib.ShapingConfig = rewards_lib.ShapingConfig()
+  shaping: shaping_lib.ShapingConfig = shaping_lib.ShapingConfig()
   logits_chunk: int | None = None  # time steps of logits held at once; None holds all
 
   def __post_init__(self):
@@ -77,7 +78,7 @@ class PpoState:
   opt_state: optax.OptState
   rng: jax.Array
   kl_coef: jax.Array
-  moments: rewards_lib.Moments  # of the scores
+  moments: shaping_lib.Moments  # of the scores
 
 
 def create_state(
@@ -85,7 +86,7 @@ def create_state(
 ) -> PpoState:
   """A fresh state around {"policy", "value"}, whose arrays are copied and keep their placement."""
   train = state_lib.create_state(trainable, tx, seed, mesh)
-  scalars = jnp.float32(config.kl_coef), rewards_lib.Moments.empty()
+  scalars = jnp.float32(config.kl_coef), shaping_lib.Moments.empty()
   kl_coef, moments = jax.device_put(scalars, sharding.replicated(mesh))
   return PpoState(train.step, train.params, train.opt_state, train.rng, kl_coef, moments)
 
@@ -186,7 +187,7 @@ def learn(
   Returns:
     The state after `config.updates` optimizer steps, and the metrics of the iteration.
   """
-  scores, moments = rewards_lib.shape_scores(
+  scores, moments = shaping_lib.shape_scores(
     batch["score"], batch["finished"], state.moments, config.shaping
   )
   batch = rollouts.score_rollout(

@@ -1,4 +1,4 @@
-"""Rewards as composable functions, and what is done to their sum before PPO sees it."""
+"""Rewards as composable functions, each logged by its name."""
 
 import dataclasses
 import functools
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from align_jax import models, sharding
@@ -85,82 +84,3 @@ def _checked(reward: Reward, rollout: Rollout) -> np.ndarray:
     row = int(np.argmin(np.isfinite(values)))
     raise InputError(f"reward '{reward.name}' is {values[row]} for response {rollout.texts[row]!r}")
   return values
-
-
-@dataclasses.dataclass(frozen=True)
-class ShapingConfig:
-  """What happens to a score before PPO sees it, in this order: missing EOS, normalise, clip."""
-
-  missing_eos_score: float | None = None  # replaces the score of an unfinished response; N+: -1
-  missing_eos_penalty: float = 0.0  # or is subtracted from it
-  normalise: bool = False  # by the running mean and standard deviation of all scores so far
-  clip: float | None = None  # bound of the absolute value; PPO-max after normalising: 5
-
-  def __post_init__(self):
-    if self.missing_eos_score is not None and self.missing_eos_penalty:
-      raise InputError("shaping: missing_eos_score replaces what missing_eos_penalty would lower")
-    if self.missing_eos_penalty < 0:
-      raise InputError(f"shaping.missing_eos_penalty must not be negative: {self}")
-    if self.clip is not None and self.clip <= 0:
-      raise InputError(f"shaping.clip must be positive, not {self.clip}")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Moments:
-  """Count, mean and sum of squared deviations of everything seen so far; float32 scalars."""
-
-  count: jax.Array
-  mean: jax.Array
-  squares: jax.Array
-
-  @classmethod
-  def empty(cls) -> "Moments":
-    return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
-
-  @property
-  def std(self) -> jax.Array:
-    return jnp.sqrt(self.squares / jnp.maximum(self.count, 1.0))
-
-
-def update_moments(moments: Moments, x: jax.Array) -> Moments:
-  """The moments of the old and the new numbers x [B] together (Chan et al. 1979)."""
-  count, mean = x.size, jnp.mean(x)
-  total, difference = moments.count + count, mean - moments.mean
-  return Moments(
-    total,
-    moments.mean + difference * count / total,
-    moments.squares + jnp.sum((x - mean) ** 2) + difference**2 * moments.count * count / total,
-  )
-
-
-def shape_scores(
-  scores: jax.Array, finished: jax.Array, moments: Moments, config: ShapingConfig
-) -> tuple[jax.Array, Moments]:
-  """Missing-EOS rule → running normalisation → clip.
-
-  The running statistics take in the penalised scores of this batch before they are used, as they
-  must describe what is normalised.
-
-  Args:
-    scores: [B].
-    finished: [B] bool; false where no EOS was drawn.
-    moments: of all earlier scores.
-    config: which of the three to do.
-
-  Returns:
-    ([B] float32, the new moments).
-
-  References:
-    Huang et al. 2024, https://arxiv.org/abs/2403.17031 (the EOS rule); Zheng et al. 2023,
-    https://arxiv.org/abs/2307.04964, section 5.4 (normalise and clip).
-  """
-  if config.missing_eos_score is not None:
-    scores = jnp.where(finished, scores, config.missing_eos_score)
-  scores = jnp.where(finished, scores, scores - config.missing_eos_penalty)
-  moments = update_moments(moments, scores)
-  if config.normalise:
-    scores = (scores - moments.mean) / (moments.std + 1e-6)
-  if config.clip is not None:
-    scores = jnp.clip(scores, -config.clip, config.clip)
-  return scores, moments

@@ -1,4 +1,4 @@
-"""Tests of the reward functions and their shaping."""
+"""Tests of the reward functions."""
 
 import dataclasses
 import functools
@@ -102,63 +102,3 @@ def test_a_score_depends_neither_on_its_batch_nor_on_noise_in_the_padding(reward
 def test_bad_rewards_are_named(terms, message):
   with pytest.raises(InputError, match=message):
     rewards.score(terms, _rollout())
-
-
-SCORES, FINISHED = np.array([1.0, 2.0, 6.0], np.float32), np.array([True, False, True])
-
-
-def _shape(moments=None, **settings):
-  moments = rewards.Moments.empty() if moments is None else moments
-  scores, moments = rewards.shape_scores(
-    SCORES, FINISHED, moments, rewards.ShapingConfig(**settings)
-  )
-  return np.asarray(scores), moments
-
-
-def test_missing_eos_replaces_or_lowers():
-  np.testing.assert_allclose(_shape()[0], SCORES)
-  np.testing.assert_allclose(_shape(missing_eos_score=-1.0)[0], [1, -1, 6])
-  np.testing.assert_allclose(_shape(missing_eos_penalty=5.0)[0], [1, -3, 6])
-
-
-def test_the_order_is_penalty_then_normalise_then_clip():
-  penalised = np.array([1.0, -1.0, 6.0])
-  normal = (penalised - penalised.mean()) / penalised.std()
-  scores, moments = _shape(missing_eos_score=-1.0, normalise=True)
-  np.testing.assert_allclose(scores, normal, rtol=1e-4)
-  np.testing.assert_allclose(moments.mean, penalised.mean(), rtol=1e-6)
-  clipped, _ = _shape(missing_eos_score=-1.0, normalise=True, clip=0.9)
-  np.testing.assert_allclose(clipped, np.clip(normal, -0.9, 0.9), rtol=1e-4)
-
-
-def test_running_moments_are_those_of_all_batches_together():
-  rng = np.random.default_rng(0)
-  batches = [rng.normal(3.0, 2.0, n).astype(np.float32) for n in (4, 7, 1, 16)]
-  moments = rewards.Moments.empty()
-  for batch in batches:
-    moments = rewards.update_moments(moments, batch)
-  everything = np.concatenate(batches)
-  np.testing.assert_allclose(moments.count, everything.size)
-  np.testing.assert_allclose(moments.mean, everything.mean(), rtol=1e-5)
-  np.testing.assert_allclose(moments.std, everything.std(), rtol=1e-5)
-
-
-def test_a_first_batch_of_equal_scores_normalises_to_zero():
-  moments = rewards.Moments.empty()
-  scores, _ = rewards.shape_scores(
-    np.full(3, 7.0), np.ones(3, bool), moments, rewards.ShapingConfig(normalise=True)
-  )
-  np.testing.assert_array_equal(scores, 0.0)
-
-
-@pytest.mark.parametrize(
-  "settings, message",
-  [
-    ({"missing_eos_score": -1.0, "missing_eos_penalty": 1.0}, "replaces"),
-    ({"missing_eos_penalty": -1.0}, "must not be negative"),
-    ({"clip": 0.0}, "clip must be positive"),
-  ],
-)
-def test_wrong_settings_are_refused(settings, message):
-  with pytest.raises(InputError, match=message):
-    rewards.ShapingConfig(**settings)
