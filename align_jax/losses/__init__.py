@@ -24,6 +24,13 @@ from align_jax.losses.masked import (
   masked_sum,
   masked_whiten,
 )
+from align_jax.losses.online import (
+  above_threshold,
+  best_and_worst,
+  best_of_group,
+  nash_md_loss,
+  xpo_loss,
+)
 from align_jax.losses.pointwise import (
   apo_down_loss,
   apo_zero_loss,
@@ -40,6 +47,7 @@ from align_jax.losses.policy import (
 )
 from align_jax.losses.policy_gradient import (
   aggregate,
+  averaging_weights,
   cispo_loss,
   gspo_loss,
   gspo_token_loss,
@@ -92,8 +100,10 @@ from align_jax.losses.unpaired import (
 
 __all__ = [
   "Mean",
+  "above_threshold",
   "adaptive_kl_coef",
   "aggregate",
+  "averaging_weights",
   "alphapo_loss",
   "aot_loss",
   "aot_unpaired_loss",
@@ -102,6 +112,8 @@ __all__ = [
   "apo_zero_unpaired_loss",
   "bco_loss",
   "bco_unpaired_loss",
+  "best_and_worst",
+  "best_of_group",
   "bradley_terry_loss",
   "cdpo_loss",
   "cispo_loss",
@@ -134,6 +146,7 @@ __all__ = [
   "masked_mean",
   "masked_sum",
   "masked_whiten",
+  "nash_md_loss",
   "nca_loss",
   "orpo_loss",
   "overlong_penalty",
@@ -160,4 +173,5 @@ __all__ = [
   "token_logprobs",
   "truncated_importance_weights",
   "wpo_weight",
+  "xpo_loss",
 ]

@@ -18,6 +18,7 @@ ELSEWHERE = {  # have tests of their own
   "gspo_loss",
   "gspo_token_loss",
   "kl_loss",
+  "nash_md_loss",
   "ppo_policy_loss",
   "ppo_value_loss",
   "reinforce_loss",
@@ -60,6 +61,7 @@ CASES = [
   ("ld_dpo_loss", {"beta": 0.5, "alpha": 0.3}),
   ("step_dpo_loss", {"beta": 0.5}),
   ("tdpo_loss", {"beta": 0.5, "alpha": 0.5}),
+  ("xpo_loss", {"beta": 0.5, "alpha": 0.1}),
   ("bradley_terry_loss", {"centering": 0.01, "margin": 0.5, "label_smoothing": 0.1}),
   ("plackett_luce_loss", {}),
   ("rao_kupper_loss", {"theta": 2.0}),
@@ -81,6 +83,7 @@ ALPHA = {  # its range differs from loss to loss
   "f_dpo_loss": (0.0, 1.1),
   "ld_dpo_loss": (-0.1, 1.1),
   "tdpo_loss": (-0.1,),
+  "xpo_loss": (-0.1,),
   "alphapo_loss": (float("nan"), float("inf")),
 }
 OPEN_ENDS = [("exo_loss", 0.0), ("exo_loss", 0.5), ("robust_loss", 0.5)]
