@@ -1,7 +1,8 @@
 """Generation: tokens, and the log-probs of the distribution they were drawn from."""
 
-from align_jax.sampling.decode import Samples, decode_texts, generate
 from align_jax.sampling.distribution import Decoding, distribution_logprobs, make_decoding
+from align_jax.sampling.engine import generate
+from align_jax.sampling.samples import Samples, decode_texts
 
 __all__ = [
   "Decoding",

@@ -1,175 +1,30 @@
-"""Batched generation: one compiled prefill and decode loop per shape."""
+"""The compiled part of generation: prefill and decode loop."""
 
 import dataclasses
 import functools
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from align_jax import models, sharding
-from align_jax.errors import InputError
-from align_jax.sampling.distribution import Decoding, draw, make_decoding
-
-PROMPT_BUCKET = 16  # prompt lengths are rounded up to a multiple of this
-ROW_BUCKET = 8  # and numbers of rows to a multiple of this, or to a power of two below it
+from align_jax import models
+from align_jax.sampling.distribution import Decoding, draw
+from align_jax.sampling.samples import Samples
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Samples:
-  """What was generated: contiguous rows of prompt, then response, then padding."""
+class Policy:
+  """Whose logits are sampled: one set of variables, or (1-weight) of the first + weight of two."""
 
-  tokens: np.ndarray  # [B, S] int32
-  prompt_lengths: np.ndarray  # [B] int32
-  response_mask: np.ndarray  # [B, S] bool; true on sampled tokens, the EOS included
-  logprobs: np.ndarray  # [B, S] f32, of the token at t under the distribution it was drawn from
-  finished: np.ndarray  # [B] bool; an EOS token was drawn
-
-  @property
-  def lengths(self) -> np.ndarray:
-    """[B] numbers of sampled tokens."""
-    return self.response_mask.sum(axis=1)
-
-  def responses(self) -> list[np.ndarray]:
-    """The sampled tokens of every row, its EOS included."""
-    return [row[mask] for row, mask in zip(self.tokens, self.response_mask)]
-
-
-def generate(
-  model: models.Transformer,
-  params: Any,
-  prompts: Sequence[np.ndarray] | np.ndarray,
-  *,
-  max_new_tokens: int,
-  eos_ids: Sequence[int],
-  pad_id: int,
-  rng: jax.Array,
-  lengths: np.ndarray | None = None,
-  temperature: float = 1.0,
-  top_k: int | None = None,
-  top_p: float | None = None,
-  min_p: float | None = None,
-  lora: Any = None,
-  mesh: jax.sharding.Mesh | None = None,
-  prompt_ids: Sequence[int] | None = None,
-  batch_size: int | None = None,
-) -> Samples:
-  """Samples one response to every prompt.
-
-  Row b draws its token at position t with the key fold_in(fold_in(rng, prompt_ids[b]), t), so a
-  response depends on its prompt, its id and the seed, and not on the batch it travelled in.
-
-  Args:
-    model: the Flax module.
-    params: its parameters.
-    prompts: B arrays of token ids; or one right-padded [B, P] array together with `lengths`.
-    max_new_tokens: N, the most tokens to draw for a row; drawing stops when all rows are done.
-    eos_ids: the tokens that end a response (and belong to it).
-    pad_id: fills the rows behind the response. It may be an EOS id: nothing is found by token id.
-    rng: PRNG key.
-    lengths: [B], if `prompts` is a padded array.
-    temperature: 0 decodes greedily.
-    top_k: see `Decoding`, as for `top_p` and `min_p`.
-    top_p: see `Decoding`.
-    min_p: see `Decoding`.
-    lora: a "lora" collection, or None for the bare model.
-    mesh: splits the rows over `data` and `fsdp`.
-    prompt_ids: [B] integers; 0, 1, 2... by default. Two rows of the same prompt need different ids.
-    batch_size: rows decoded at a time; all of them by default.
-
-  Returns:
-    `Samples` of NumPy arrays with S = P + N, P being the longest prompt (or the width of the padded
-    array) rounded up to a multiple of 16. A program is compiled for each (rows, P, N) and kind of
-    distribution.
-
-  Raises:
-    InputError: on an empty prompt or a setting out of range.
-  """
-  decoding = make_decoding(temperature, top_k, top_p, min_p)
-  if max_new_tokens < 1:
-    raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-  tokens, lengths = pad_prompts(prompts, lengths, pad_id)
-  ids = np.arange(len(tokens)) if prompt_ids is None else np.asarray(prompt_ids)
-  if ids.shape != lengths.shape:
-    raise InputError(f"there are {len(tokens)} prompts and {ids.size} prompt_ids")
-  rows = row_bucket(len(tokens), batch_size)
-  if mesh is not None:
-    if jax.process_count() > 1:
-      raise InputError(
-        "generate works within one process: sampling on several hosts is not built yet"
-      )
-    ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
-    rows = -(-rows // ways) * ways
-  run = functools.partial(
-    generate_rows,
-    model,
-    {"params": params} if lora is None else {"params": params, "lora": lora},
-    rng=rng,
-    max_new_tokens=max_new_tokens,
-    eos_ids=np.array(eos_ids, np.int32),
-    pad_id=np.int32(pad_id),
-    decoding=decoding,
-  )
-  parts = []
-  for start in range(0, len(tokens), rows):
-    part = slice(start, start + rows)
-    batch = _fill(tokens[part], lengths[part], ids[part], rows)
-    parts.append(run(*(batch if mesh is None else sharding.put_batch(batch, mesh))))
-  # One transfer at the end: the device decodes the next group while Python prepares it.
-  return jax.tree.map(lambda *x: np.concatenate(x)[: len(tokens)], *jax.device_get(parts))
-
-
-def pad_prompts(
-  prompts: Sequence[np.ndarray] | np.ndarray, lengths: np.ndarray | None, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Right-padded (tokens [B, P] int32, lengths [B] int32), P a multiple of `PROMPT_BUCKET`."""
-  if lengths is None:
-    lengths = np.array([len(p) for p in prompts], np.int32)
-  lengths = np.asarray(lengths, np.int32)
-  if len(prompts) != len(lengths):
-    raise InputError(f"there are {len(prompts)} prompts and {len(lengths)} lengths")
-  if not len(lengths):
-    raise InputError("there are no prompts to generate from")
-  if lengths.min() < 1:
-    raise InputError(f"prompt {int(np.argmin(lengths))} is empty: there is nothing to continue")
-  # A padded array keeps its own width, so that batches of one stream share one program.
-  width = prompts.shape[1] if isinstance(prompts, np.ndarray) else int(lengths.max())
-  width = -(-width // PROMPT_BUCKET) * PROMPT_BUCKET
-  tokens = np.full((len(prompts), width), pad_id, np.int32)
-  for row, prompt, length in zip(tokens, prompts, lengths):
-    row[:length] = np.asarray(prompt)[:length]
-  return tokens, lengths
-
-
-def row_bucket(count: int, batch_size: int | None = None) -> int:
-  """How many rows to decode at a time for `count` prompts: few different numbers, few programs."""
-  if batch_size is not None and batch_size < 1:
-    raise InputError(f"batch_size must be at least 1, got {batch_size}")
-  if count < ROW_BUCKET:
-    rows = 1 << (count - 1).bit_length()
-  else:
-    rows = -(-count // ROW_BUCKET) * ROW_BUCKET
-  return rows if batch_size is None else min(rows, batch_size)
-
-
-def _fill(tokens, lengths, ids, rows: int):
-  """Adds rows of length 0 (done before they begin) up to `rows`."""
-  missing = rows - len(tokens)
-  return (
-    np.pad(tokens, ((0, missing), (0, 0))),
-    np.pad(lengths, (0, missing)),
-    np.pad(ids, (0, missing)).astype(np.uint32),
-  )
+  variables: tuple[Any, ...]  # one or two sets of collections of the same module
+  weight: jax.typing.ArrayLike | None = None  # None with one set
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """What decoding writes, besides the cache."""
+  """What decoding writes, besides the caches."""
 
   step: jax.Array  # [] tokens drawn so far
   tokens: jax.Array  # [B, S]
@@ -177,92 +32,134 @@ class _Rows:
   sampled: jax.Array  # [B, S] bool
   ended: jax.Array  # [B] bool: nothing more is written
   finished: jax.Array  # [B] bool: ended by an EOS
+  seen: jax.Array | None  # [B, V] bool, where the distribution asks for it
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens"))
+@functools.partial(jax.jit, static_argnames=("model", "samples_per_prompt", "size"))
 def generate_rows(
   model: models.Transformer,
-  variables: Any,
+  policy: Policy,
   tokens: jax.Array,
   lengths: jax.Array,
   ids: jax.Array,
+  budgets: jax.Array,
   rng: jax.Array,
   *,
-  max_new_tokens: int,
+  samples_per_prompt: int,
+  size: int,
   eos_ids: jax.Array,
   pad_id: jax.Array,
   decoding: Decoding,
 ) -> Samples:
-  """The compiled part of `generate`: tokens [B, P] padded, lengths [B] (0: no row), ids [B]."""
+  """Tokens [P, W] padded, lengths [P] (0: no row), ids [P], budgets [P] -> P * G rows of `size`."""
   count, width = tokens.shape
-  row_keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(ids)
-  cache = models.init_cache(model, count, width + max_new_tokens)
-  rows = _start(tokens, lengths, max_new_tokens, pad_id)
-  hidden, cache = _forward(model, variables, cache, rows.tokens[:, :width], None)
-  last = jnp.maximum(lengths - 1, 0)[:, None, None]
+  repeat = functools.partial(_repeat, times=samples_per_prompt)
+  keys = _row_keys(rng, ids, samples_per_prompt)
+  hidden, caches = _prefill(model, policy, tokens, lengths, size)
+  hidden, caches = repeat(hidden), jax.tree.map(lambda x: repeat(x, axis=1), caches)
+  tokens, lengths, budgets = repeat(tokens), repeat(lengths), repeat(budgets)
+  rows = _start(model, tokens, lengths, size, pad_id, decoding)
 
   def sample(rows, hidden):
-    logits = model.apply(variables, hidden[:, 0], method=models.Transformer.unembed)
+    logits = _logits(model, policy, hidden)
     position = lengths + rows.step
-    keys = jax.vmap(jax.random.fold_in)(row_keys, position)
-    return _write(rows, position, *draw(keys, logits, decoding), eos_ids)
+    drawn = draw(jax.vmap(jax.random.fold_in)(keys, position), logits, decoding, rows.seen)
+    return _write(rows, position, *drawn, eos_ids, budgets)
 
   def step(carry):
-    rows, cache = carry
+    rows, caches = carry
     position = (lengths + rows.step - 1)[:, None]
-    token = jnp.take_along_axis(rows.tokens, position, axis=1)
-    hidden, cache = _forward(model, variables, cache, token, position)
-    return sample(rows, hidden), cache
+    token = jnp.take_along_axis(rows.tokens, position, axis=1, mode="clip")
+    hidden, caches = _forward(model, policy, caches, token, position)
+    return sample(rows, [h[:, 0] for h in hidden]), caches
 
-  def going(carry):
-    return (carry[0].step < max_new_tokens) & ~jnp.all(carry[0].ended)
-
-  rows = sample(rows, jnp.take_along_axis(hidden, last, axis=1))
-  rows, _ = jax.lax.while_loop(going, step, (rows, cache))
+  rows, _ = jax.lax.while_loop(
+    lambda carry: ~jnp.all(carry[0].ended), step, (sample(rows, hidden), caches)
+  )
   return Samples(rows.tokens, lengths, rows.sampled, rows.logprobs, rows.finished)
 
 
-def _start(tokens, lengths, max_new_tokens: int, pad_id) -> _Rows:
+def _repeat(tree, times: int, axis: int = 0):
+  return jax.tree.map(lambda x: jnp.repeat(x, times, axis=axis), tree)
+
+
+def _row_keys(rng, ids, samples_per_prompt: int) -> jax.Array:
+  """[P * G] keys fold_in(fold_in(rng, id), sample index)."""
+  of_prompt = jax.vmap(functools.partial(jax.random.fold_in, rng))(ids)
+  indices = jnp.arange(samples_per_prompt)
+  keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(of_prompt, indices)
+  return keys.reshape(-1)
+
+
+def _prefill(model, policy: Policy, tokens, lengths, size: int):
+  """The last hidden state [P, D] of every prompt and its cache of `size` slots, per variables."""
+  caches = [models.init_cache(model, len(tokens), size) for _ in policy.variables]
+  hidden, caches = _forward(model, policy, caches, tokens, None)
+  last = jnp.maximum(lengths - 1, 0)[:, None, None]
+  return [jnp.take_along_axis(h, last, axis=1)[:, 0] for h in hidden], caches
+
+
+def _logits(model, policy: Policy, hidden) -> jax.Array:
+  """[B, V] of hidden states [B, D]."""
+  logits = [
+    model.apply(variables, h, method=models.Transformer.unembed)
+    for variables, h in zip(policy.variables, hidden)
+  ]
+  if policy.weight is None:
+    return logits[0]
+  return (1 - policy.weight) * logits[0] + policy.weight * logits[1]
+
+
+def _forward(model, policy: Policy, caches, tokens, positions):
+  """Hidden states [B, T, D] and the caches with `tokens` in them, per variables."""
+  out = [
+    model.apply(
+      {**variables, "cache": cache},
+      tokens,
+      positions,
+      method=models.Transformer.hidden,
+      mutable=["cache"],
+    )
+    for variables, cache in zip(policy.variables, caches)
+  ]
+  return [hidden for hidden, _ in out], [changed["cache"] for _, changed in out]
+
+
+def _start(model, tokens, lengths, size: int, pad_id, decoding: Decoding) -> _Rows:
   count, width = tokens.shape
-  shape = count, width + max_new_tokens
-  prompt = jnp.where(jnp.arange(width) < lengths[:, None], tokens, pad_id)
+  inside = jnp.arange(width) < lengths[:, None]
+  seen = None
+  if decoding.repetition_penalty is not None:
+    vocab = model.config.vocab_size
+    at = jnp.arange(count)[:, None], jnp.where(inside, tokens, vocab)
+    seen = jnp.zeros((count, vocab), bool).at[at].set(True, mode="drop")
+  prompt = jnp.where(inside, tokens, pad_id)
   return _Rows(
     step=jnp.zeros((), jnp.int32),
-    tokens=jnp.pad(prompt, ((0, 0), (0, max_new_tokens)), constant_values=pad_id),
-    logprobs=jnp.zeros(shape, jnp.float32),
-    sampled=jnp.zeros(shape, bool),
+    tokens=jnp.pad(prompt, ((0, 0), (0, size - width)), constant_values=pad_id),
+    logprobs=jnp.zeros((count, size), jnp.float32),
+    sampled=jnp.zeros((count, size), bool),
     ended=lengths == 0,
     finished=jnp.zeros(count, bool),
+    seen=seen,
   )
 
 
-def _write(rows: _Rows, position, token, logprob, eos_ids) -> _Rows:
+def _write(rows: _Rows, position, token, logprob, eos_ids, budgets) -> _Rows:
   """The rows with one more token each, at `position` [B]."""
   # A row that has ended writes nothing: its index lies outside and is dropped.
   count, size = rows.tokens.shape
   at = jnp.arange(count), jnp.where(rows.ended, size, position)
   is_eos = jnp.isin(token, eos_ids) & ~rows.ended
+  seen = rows.seen
+  if seen is not None:
+    seen = seen.at[jnp.arange(count), token].set(True)
   return _Rows(
     rows.step + 1,
     rows.tokens.at[at].set(token, mode="drop"),
     rows.logprobs.at[at].set(logprob, mode="drop"),
     rows.sampled.at[at].set(True, mode="drop"),
-    rows.ended | is_eos,
+    rows.ended | is_eos | (rows.step + 1 >= budgets),
     rows.finished | is_eos,
+    seen,
   )
-
-
-def _forward(model, variables, cache, tokens, positions):
-  hidden, changed = model.apply(
-    {**variables, "cache": cache},
-    tokens,
-    positions,
-    method=models.Transformer.hidden,
-    mutable=["cache"],
-  )
-  return hidden, changed["cache"]
-
-
-def decode_texts(samples: Samples, tokenizer: Any) -> list[str]:
-  """The responses as text, without their special tokens."""
-  return [tokenizer.decode(row, skip_special_tokens=True) for row in samples.responses()]

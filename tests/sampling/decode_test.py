@@ -10,7 +10,7 @@ import pytest
 
 from align_jax import models, sampling, sharding
 from align_jax.errors import InputError
-from align_jax.sampling import decode
+from align_jax.sampling import decode, distribution, requests
 
 EOS, PAD, NEW = 1, 0, 12
 VOCAB = 24
@@ -181,7 +181,7 @@ def test_few_programs_serve_many_shapes(generate, prompts):
   for count, length, temperature in itertools.product((5, 8), (2, 7, 16), (0.5, 1.5)):
     generate([np.full(length, 3)] * count, temperature=temperature)
   assert decode.generate_rows._cache_size() == before
-  assert {decode.row_bucket(n) for n in range(1, 65)} == {1, 2, 4, 8, *range(16, 65, 8)}
+  assert {requests.row_bucket(n) for n in range(1, 65)} == {1, 2, 4, 8, *range(16, 65, 8)}
 
 
 def test_a_mesh_changes_nothing(generate, prompts, samples):
@@ -194,9 +194,10 @@ def test_a_mesh_changes_nothing(generate, prompts, samples):
 def test_the_compiled_part_accepts_shapes_alone(model):
   shape = jax.ShapeDtypeStruct
   lowered = decode.generate_rows.lower(
-    model, {"params": models.abstract_params(model)}, shape((4, 16), jnp.int32),
-    shape((4,), jnp.int32), shape((4,), jnp.uint32), jax.eval_shape(lambda: jax.random.key(0)),
-    max_new_tokens=3, eos_ids=shape((1,), jnp.int32), pad_id=0, decoding=sampling.Decoding(),
+    model, decode.Policy(({"params": models.abstract_params(model)},)), shape((4, 16), jnp.int32),
+    shape((4,), jnp.int32), shape((4,), jnp.uint32), shape((4,), jnp.int32),
+    jax.eval_shape(lambda: jax.random.key(0)), samples_per_prompt=1, size=19,
+    eos_ids=shape((1,), jnp.int32), pad_id=0, decoding=sampling.Decoding(),
   )  # fmt: skip
   assert lowered.out_info.tokens.shape == (4, 19)
 
@@ -216,7 +217,7 @@ def test_texts_come_without_special_tokens(samples):
     ([np.array([3]), np.array([], int)], {}, "prompt 1 is empty"),
     ([], {}, "no prompts"),
     ([np.array([3])], {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-    ([np.array([3])], {"batch_size": 0}, "batch_size must be at least 1"),
+    ([np.array([3])], {"batch_size": 0}, "batch_size must be at least 1, the"),
     ([np.array([3])], {"prompt_ids": [0, 1]}, "1 prompts and 2 prompt_ids"),
     ([np.array([3])], {"lengths": np.array([1, 1])}, "1 prompts and 2 lengths"),
     ([np.array([3])], {"temperature": 0, "top_k": 3}, "would be ignored"),
@@ -225,3 +226,70 @@ def test_texts_come_without_special_tokens(samples):
 def test_wrong_input_is_refused(generate, prompts, options, message):
   with pytest.raises(InputError, match=message):
     generate(prompts, **options)
+
+
+class Words:
+  """A tokenizer whose tokens are single letters, but EOS nothing."""
+
+  def decode(self, ids, skip_special_tokens):
+    assert skip_special_tokens
+    return "".join(chr(97 + i) for i in ids if i not in (EOS, PAD))
+
+
+class TestSamplesPerPrompt:
+  def test_rows_come_prompt_by_prompt_and_equal_separate_calls(self, generate, prompts):
+    together = generate(prompts, temperature=1.2, samples_per_prompt=3)
+    assert together.tokens.shape[0] == 15
+    np.testing.assert_array_equal(together.prompt_lengths, np.repeat([3, 9, 1, 6, 5], 3))
+    fewer = generate(prompts, temperature=1.2, samples_per_prompt=2, batch_size=4)
+    for row in range(10):
+      of_three = together.responses()[row // 2 * 3 + row % 2]
+      np.testing.assert_array_equal(fewer.responses()[row], of_three)
+
+  def test_samples_of_one_prompt_differ(self, generate, prompts):
+    rows = generate(prompts[:1], temperature=2.0, samples_per_prompt=4).tokens
+    assert len(np.unique(rows, axis=0)) == 4
+
+  def test_the_key_is_that_of_seed_prompt_sample_and_position(self, model, params, generate):
+    """A naive loop over full forward passes, with the keys folded by hand."""
+    prompt = np.array([3, 4, 5])
+    samples = generate([prompt, prompt], prompt_ids=[7, 9], samples_per_prompt=2, rng=5)
+    forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
+    for row, (prompt_id, index) in enumerate(itertools.product((7, 9), (0, 1))):
+      key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), prompt_id), index)
+      tokens = np.full((1, 16), PAD)
+      tokens[0, :3] = prompt
+      for t, token in enumerate(samples.responses()[row], start=3):
+        logits = forward(tokens)[:, t - 1]
+        expected, logprob = distribution.draw(
+          jax.random.fold_in(key, t)[None], logits, sampling.make_decoding()
+        )
+        assert token == expected[0]
+        np.testing.assert_allclose(samples.logprobs[row, t], logprob[0], atol=1e-4)
+        tokens[0, t] = token
+
+
+class TestStops:
+  def test_a_stop_ends_the_response_across_tokens(self, generate, prompts):
+    free = generate(prompts, temperature=1.5, eos_ids=[-1])
+    texts = sampling.decode_texts(free, Words())
+    stop = [texts[0][4:6], texts[1][2:4]]
+    stopped = generate(prompts, temperature=1.5, eos_ids=[-1], stop=stop, tokenizer=Words())
+    for row, text in enumerate(sampling.decode_texts(stopped, Words())):
+      ends = [texts[row].find(s) + len(s) for s in stop if s in texts[row]]
+      expected = texts[row][: min(ends)] if ends else texts[row]
+      assert text == expected and stopped.finished[row] == bool(ends)
+    mask = stopped.response_mask
+    np.testing.assert_array_equal(stopped.tokens[mask], free.tokens[mask])
+    np.testing.assert_array_equal(stopped.logprobs[mask], free.logprobs[mask])
+    behind = np.arange(mask.shape[1]) >= (stopped.prompt_lengths + stopped.lengths)[:, None]
+    assert (stopped.tokens[behind] == PAD).all() and (stopped.logprobs[~mask] == 0).all()
+    assert 0 < stopped.finished.sum() and behind.any()
+    cut = sampling.decode_texts(stopped, Words(), stop)
+    assert all(not any(s in text for s in stop) for text in cut)
+
+
+def test_each_prompt_may_have_its_budget(generate, prompts):
+  samples = generate(prompts, eos_ids=[-1], max_new_tokens=[1, 12, 5, 2, 7], samples_per_prompt=2)
+  np.testing.assert_array_equal(samples.lengths, np.repeat([1, 12, 5, 2, 7], 2))
+  assert samples.tokens.shape[1] == 16 + 12
