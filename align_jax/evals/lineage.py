@@ -33,6 +33,7 @@ class Lineage:
   git_revision: str
   data_fingerprint: str
   command: str
+  stopped: str | None = None  # why it ended before its last step, if it did
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
 
   workspace.describe(folder, plan.loaded, config.model, plan.kind)
   lineage = workspace.Lineage(plan.phase, plan.parents, plan.fingerprint)
-  loop.fit(
+  final = loop.fit(
     train_state,
     name=plan.phase,
     step=lambda s, batch: train(s, plan.frozen, batch),
@@ -59,7 +59,7 @@ def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
     metadata=lineage.metadata(),
     hooks=loop.Hooks(evaluate=_evaluator(plan, put), check_first=plan.check_first),
   )
-  lineage.write(folder, config.loop.steps)
+  lineage.write(folder, int(final.step))
 
 
 def _evaluator(plan: Plan, put):

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from align_jax.errors import InputError
 from align_jax.training import metrics as metrics_lib
+from align_jax.training import workdir as workdir_lib
 from align_jax.training.checkpoints import Checkpoints
 
 RESUME_STATUS = 75  # EX_TEMPFAIL: the run was asked to stop, saved its state, and can be resumed
@@ -41,6 +42,10 @@ class Hooks:
   check_first: Callable[[dict[str, float]], None] | None = (
     None  # raises unless step 0 is as it must be
   )
+  # (step, its metrics) -> why the run must end, or None.  It may remember what it saw: it sees every
+  # step once and in order, a resumed run's earlier ones read back from metrics.jsonl.
+  stop: Callable[[int, dict[str, float]], str | None] | None = None
+  report: Callable[[], None] | None = None  # after every checkpoint and at the end, one process
 
 
 def fit(
@@ -59,49 +64,65 @@ def fit(
 
   A line of metrics with `step: t` is measured on the parameters after t updates.  SIGTERM or Ctrl-C
   saves, and exits with status 75, "resume me".
+
+  A reason that `hooks.stop` gives for step t ends the run after t + 2 updates, as the metrics of a step
+  are read when the next one is under way; a resumed run ends at the same update.  The state is saved,
+  stopped.json says {"step": t, "reason"}, and the state is returned: the run is finished.
   """
   checkpoints = Checkpoints(workdir, keep=config.keep)
   if checkpoints.latest_step is not None:
     state = checkpoints.restore(state, batches)
-  start = int(state.step)
-  log = _Log(name, workdir, config.steps, start, hooks.check_first)
+  t = start = int(state.step)
+  log = _Log(name, workdir, config.steps, start, hooks)
   with contextlib.closing(checkpoints), contextlib.closing(log), _stop_requests() as stop:
-    for t in range(start, config.steps):
+    _, ended = _any_host(False, log.ends_at(start))
+    while t < config.steps and not ended:
       if hooks.evaluate and (t == 0 or (config.eval_every and t % config.eval_every == 0)):
         log.evaluation(t, hooks.evaluate(state))
       state, metrics = step(state, put(next(batches)))
       log.after_dispatch(t, metrics)
-      due = config.checkpoint_every and (t + 1) % config.checkpoint_every == 0
-      stopping = _any_host(stop.requested)
-      if due or stopping:
+      t += 1
+      due = config.checkpoint_every and t % config.checkpoint_every == 0
+      stopping, ended = _any_host(stop.requested, log.ends_at(t))
+      if due or (stopping and not ended):
         log.flush()
-        checkpoints.save(t + 1, state, batches, metadata=metadata)
-      if stopping:
+        checkpoints.save(t, state, batches, metadata=metadata)
+        log.report()
+      if stopping and not ended:
         checkpoints.close()
         raise SystemExit(RESUME_STATUS)
     log.flush()
-    if hooks.evaluate and start < config.steps:
-      log.evaluation(config.steps, hooks.evaluate(state))
-    checkpoints.save(config.steps, state, batches, metadata=metadata)
+    if hooks.evaluate and start < t:
+      log.evaluation(t, hooks.evaluate(state))
+    checkpoints.save(t, state, batches, metadata=metadata)
+    log.end(t)
   return state
 
 
-def _any_host(flag: bool) -> bool:
-  """Whether any host was asked to stop: all of them must save the same step."""
+def _any_host(*flags: bool) -> tuple[bool, ...]:
+  """Each flag, true if any host raised it: all hosts must save, and end at, the same step."""
   if jax.process_count() == 1:
-    return flag
-  return bool(multihost_utils.process_allgather(np.array(flag)).any())
+    return flags
+  return tuple(map(bool, multihost_utils.process_allgather(np.array(flags)).any(axis=0)))
 
 
 class _Log:
   """Holds one step's metrics on the device until the next step has been dispatched."""
 
-  def __init__(self, name, workdir, steps, start, check_first):
+  def __init__(self, name, workdir, steps, start, hooks):
     self._writer = metrics_lib.MetricsWriter(workdir, start)
     self._progress = metrics_lib.Progress(name, steps, start)
     self._watch = metrics_lib.Stopwatch()
-    self._pending, self._evaluation = None, {}
-    self._check_first = check_first
+    self._pending, self._hooks = None, hooks
+    self._name, self._workdir, self._steps = name, workdir, steps
+    self._first = (
+      jax.process_index() == 0
+    )  # the only one that writes, and asks for a reason to stop
+    self._stop = None  # (step, reason)
+    if self._first:
+      workdir_lib.write_stop(workdir, None)
+      for step, values in metrics_lib.training_lines(workdir):
+        self._ask(step, values)
 
   def after_dispatch(self, step: int, metrics):
     self.flush()
@@ -121,10 +142,35 @@ class _Log:
     values["tokens_per_s"] = values.pop("tokens") / self._watch.lap()
     self._writer.write(step, values)
     if not math.isfinite(values["loss"]):
-      raise FloatingPointError(f"the loss is {values['loss']} at step {step}")
-    if step == 0 and self._check_first:
-      self._check_first(values)
+      reason = f"the loss is {values['loss']} at step {step}"
+      workdir_lib.write_stop(self._workdir, (step, reason))
+      raise FloatingPointError(reason)
+    if step == 0 and self._hooks.check_first:
+      self._hooks.check_first(values)
+    if self._first:
+      self._ask(step, values)
     self._progress.advance({"loss": values["loss"], "tokens/s": values["tokens_per_s"]})
+
+  def _ask(self, step: int, values: dict[str, float]):
+    if self._hooks.stop and self._stop is None and (reason := self._hooks.stop(step, values)):
+      self._stop = (step, reason)
+
+  def ends_at(self, updates: int) -> bool:
+    """Whether the reason to stop, if there is one, was known when this many updates were made."""
+    return self._stop is not None and updates >= self._stop[0] + 2
+
+  def report(self):
+    if self._first and self._hooks.report:
+      self._hooks.report()
+      self._watch.lap()
+
+  def end(self, updates: int):
+    """Says why the run ended before its last step, if it did, and makes the last report."""
+    if updates < self._steps and self._first:
+      workdir_lib.write_stop(self._workdir, self._stop)
+      self._progress.close()
+      print(f"== {self._name}: stopped after {updates} steps: {self._stop[1]}", flush=True)
+    self.report()
 
   def close(self):
     self._progress.close()

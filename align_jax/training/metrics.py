@@ -64,6 +64,12 @@ class MetricsWriter:
       self._events.close()
 
 
+def training_lines(workdir: pathlib.Path) -> list[tuple[int, dict[str, float]]]:
+  """(step, metrics) of every training step in metrics.jsonl, without the lines of evaluations."""
+  rows = [json.loads(line) for line in _lines(workdir / "metrics.jsonl")]
+  return [(row.pop("step"), row) for row in rows if "loss" in row]
+
+
 def _lines(path: pathlib.Path) -> list[str]:
   """The complete lines of a file that a killed run may have left with a torn last one."""
   if not path.exists():

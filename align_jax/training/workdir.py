@@ -54,8 +54,28 @@ def read_json(file: pathlib.Path):
   return json.loads(file.read_text())
 
 
+def write_stop(folder: pathlib.Path, stop: tuple[int, str] | None):
+  """Writes stopped.json, (step, reason) of a run that ended early; None takes an old one away."""
+  if stop is not None:
+    write_json(folder / "stopped.json", {"step": stop[0], "reason": stop[1]})
+  elif jax.process_index() == 0:
+    (folder / "stopped.json").unlink(missing_ok=True)
+
+
+def read_stop(folder: pathlib.Path) -> tuple[int, str] | None:
+  """(step, reason) if the run ended before its last step, because of what its metrics were there."""
+  if not (folder / "stopped.json").exists():
+    return None
+  values = read_json(folder / "stopped.json")
+  return values["step"], values["reason"]
+
+
 def write_lineage(folder: pathlib.Path, *, phase: str, step: int, parents, data_fingerprint: str):
-  """Names what a checkpoint was made from; its presence marks the phase as finished."""
+  """Names what a checkpoint was made from; its presence marks the phase as finished.
+
+  A run that was stopped before its last step also has "stopped", the reason.
+  """
+  stop = read_stop(folder)
   write_json(
     folder / "lineage.json",
     {
@@ -66,7 +86,8 @@ def write_lineage(folder: pathlib.Path, *, phase: str, step: int, parents, data_
       "git_revision": git_revision(),
       "data_fingerprint": data_fingerprint,
       "command": " ".join(["python -m", *_command()]),
-    },
+    }
+    | ({"stopped": stop[1]} if stop else {}),
   )
 
 

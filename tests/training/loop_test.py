@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import pathlib
 import signal
@@ -51,7 +52,18 @@ def batches():
   )
 
 
-def run(folder, steps, mesh, compiled, *, before_step=None, check_first=None, **options):
+def run(
+  folder,
+  steps,
+  mesh,
+  compiled,
+  *,
+  before_step=None,
+  check_first=None,
+  stop=None,
+  report=None,
+  **options,
+):
   folder.mkdir(exist_ok=True)
   start = state.create_state(
     {"w": sharding_put(np.zeros(3, np.float32), mesh)}, TX, seed=7, mesh=mesh
@@ -71,7 +83,7 @@ def run(folder, steps, mesh, compiled, *, before_step=None, check_first=None, **
     config=loop.LoopConfig(steps=steps, **options),
     workdir=folder,
     metadata={},
-    hooks=loop.Hooks(check_first=check_first),
+    hooks=loop.Hooks(check_first=check_first, stop=stop, report=report),
   )
 
 
@@ -163,6 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path, mesh):
 
   with pytest.raises(FloatingPointError, match="step 0"):
     run(tmp_path, 9, mesh, step.make_train_step(broken, TX))
+  assert workdir.read_stop(tmp_path) == (0, "the loss is nan at step 0")
 
 
 def test_the_first_step_is_checked_and_no_other(tmp_path, mesh, compiled):
@@ -177,6 +190,92 @@ def test_the_first_step_is_checked_and_no_other(tmp_path, mesh, compiled):
   with pytest.raises(FloatingPointError, match="not ln 2"):
     run(tmp_path / "bad", 9, mesh, compiled, check_first=refuse)
   assert len(lines(tmp_path / "bad")) == 1
+
+
+def after(count):
+  """A stop that remembers: the third step that it sees, and no other number of calls, ends the run."""
+  seen = []
+
+  def stop(at, values):
+    assert math.isfinite(values["loss"])
+    seen.append(at)
+    return f"seen {seen}" if len(seen) == count else None
+
+  return stop
+
+
+def test_a_reason_ends_the_run_one_step_after_the_metrics_that_gave_it(
+  tmp_path, mesh, compiled, whole, capsys
+):
+  """The state is that of an uninterrupted run after so many steps, and it is the one saved."""
+  final = run(tmp_path, 9, mesh, compiled, stop=after(3))
+  assert int(final.step) == 4 == checkpoints.latest_step(tmp_path)
+  assert workdir.read_stop(tmp_path) == (2, "seen [0, 1, 2]")
+  assert "stopped after 4 steps: seen [0, 1, 2]" in capsys.readouterr().out
+  assert [line["loss"] for line in lines(tmp_path)] == [
+    line["loss"] for line in lines(whole[0])[:4]
+  ]
+  loaded = checkpoints.load_params(tmp_path, state.abstract_state(final.params))
+  np.testing.assert_array_equal(loaded["w"], final.params["w"])
+  workdir.write_lineage(tmp_path, phase="test", step=4, parents=(), data_fingerprint="")
+  assert workdir.is_finished(tmp_path)
+  assert workdir.read_json(tmp_path / "lineage.json")["stopped"] == "seen [0, 1, 2]"
+
+
+@pytest.mark.parametrize("interrupted", [1, 2, 3, 4])
+def test_a_resumed_run_stops_where_the_uninterrupted_one_does(
+  tmp_path, mesh, compiled, interrupted
+):
+  """Interrupted before, at and after the step of the reason (2): a stop's memory survives."""
+
+  def ask(at):
+    if at == interrupted - 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  if interrupted < 4:  # at 4 the run is over anyway
+    with pytest.raises(SystemExit):
+      run(tmp_path, 9, mesh, compiled, before_step=ask, stop=after(3))
+    assert workdir.read_stop(tmp_path) is None
+  final = run(tmp_path, 9, mesh, compiled, before_step=ask, stop=after(3))
+  assert int(final.step) == 4
+  assert workdir.read_stop(tmp_path) == (2, "seen [0, 1, 2]")
+  assert len(lines(tmp_path)) == 4
+
+
+def test_a_run_killed_after_its_last_checkpoint_stops_again_without_a_step(
+  tmp_path, mesh, compiled
+):
+  run(tmp_path, 9, mesh, compiled, stop=after(3))
+  (tmp_path / "stopped.json").unlink()
+
+  def never(at):
+    raise AssertionError(f"step {at} was made again")
+
+  final = run(tmp_path, 9, mesh, compiled, before_step=never, stop=after(3))
+  assert int(final.step) == 4 and workdir.read_stop(tmp_path) == (2, "seen [0, 1, 2]")
+
+
+def test_checkpoints_do_not_bring_a_stop_forward(tmp_path, mesh, compiled):
+  """A checkpoint reads the newest metrics early: the run ends at the same step all the same."""
+  final = run(tmp_path, 9, mesh, compiled, stop=after(3), checkpoint_every=1)
+  assert int(final.step) == 4
+
+
+@pytest.mark.parametrize("count", [8, 9, 10])
+def test_a_reason_in_the_last_steps_stops_nothing(tmp_path, mesh, compiled, count):
+  final = run(tmp_path, 9, mesh, compiled, stop=after(count))
+  assert int(final.step) == 9 and workdir.read_stop(tmp_path) is None
+
+
+def test_reports_are_made_at_checkpoints_and_at_the_end(tmp_path, mesh, compiled):
+  """Each finds the metrics of all steps before it, and the last one why the run stopped."""
+  found = []
+
+  def report():
+    found.append((len(lines(tmp_path)), workdir.read_stop(tmp_path)))
+
+  run(tmp_path, 9, mesh, compiled, checkpoint_every=3, report=report, stop=after(6))
+  assert found == [(3, None), (6, None), (7, (5, "seen [0, 1, 2, 3, 4, 5]"))]
 
 
 def test_workdir_of_another_config_is_refused(tmp_path):
