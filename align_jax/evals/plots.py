@@ -305,7 +305,7 @@ def _curve_panel(axes, run: str, panel: Panel, metrics, levels) -> None:
     if metric in metrics:
       series = metrics[metric]
       axes.plot(series.steps, series.values, color=shade, alpha=0.25, linewidth=0.8)
-      axes.plot(series.steps, _smooth(series.values), color=shade, linewidth=1.6, label=label)
+      axes.plot(series.steps, smooth(series.values), color=shade, linewidth=1.6, label=label)
     if f"eval/{metric}" in metrics and not several:
       series = metrics[f"eval/{metric}"]
       axes.plot(
@@ -464,7 +464,7 @@ def interval_bars(estimates: Sequence[Estimate]) -> np.ndarray:
   return np.maximum(np.nan_to_num(np.array(pairs).reshape(-1, 2).T), 0)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
   """Running mean over the last n/20 values, NaNs left out."""
   width = max(1, len(values) // 20)
   known = np.isfinite(values)

@@ -45,7 +45,7 @@ class Hooks:
   # (step, its metrics) -> why the run must end, or None.  It may remember what it saw: it sees every
   # step once and in order, a resumed run's earlier ones read back from metrics.jsonl.
   stop: Callable[[int, dict[str, float]], str | None] | None = None
-  report: Callable[[], None] | None = None  # after every checkpoint and at the end, one process
+  report: Callable[[], None] | None = None  # after a checkpoint was due, one process only
 
 
 def fit(
@@ -87,10 +87,11 @@ def fit(
       if due or (stopping and not ended):
         log.flush()
         checkpoints.save(t, state, batches, metadata=metadata)
-        log.report()
       if stopping and not ended:
         checkpoints.close()
         raise SystemExit(RESUME_STATUS)
+      if due:
+        log.report()
     log.flush()
     if hooks.evaluate and start < t:
       log.evaluation(t, hooks.evaluate(state))
@@ -165,12 +166,11 @@ class _Log:
       self._watch.lap()
 
   def end(self, updates: int):
-    """Says why the run ended before its last step, if it did, and makes the last report."""
+    """Says why the run ended before its last step, if it did."""
     if updates < self._steps and self._first:
       workdir_lib.write_stop(self._workdir, self._stop)
       self._progress.close()
       print(f"== {self._name}: stopped after {updates} steps: {self._stop[1]}", flush=True)
-    self.report()
 
   def close(self):
     self._progress.close()
