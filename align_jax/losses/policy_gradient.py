@@ -255,17 +255,41 @@ def aggregate(
     TRL's "grpo" and "dr_grpo" divide by the number of rows, empty ones included.
   """
   values, mask = _check.as_floats("aggregate", 2, losses=losses, mask=mask)
+  weights, total = averaging_weights(mask, over=over, max_length=max_length)
+  return Mean(masked_sum(values, weights), total)
+
+
+def averaging_weights(
+  mask: jax.Array, *, over: str, max_length: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """(wᵢₜ [B, T], W []): the mean that `aggregate` takes is Σ wᵢₜ·ℓᵢₜ / W.
+
+  With them known for a whole batch, parts of it can be differentiated one after the other.
+
+  Args:
+    mask: [B, T], 1 (or True) on the tokens that count.
+    over: "sequence", "token" or "constant", as for `aggregate`.
+    max_length: L of "constant".
+
+  Returns:
+    (float32 [B, T], 0 off the mask; float32 [], 0 if no token counts).
+
+  Raises:
+    ValueError: if the mask is not [B, T], `over` is unknown, or L is missing or not wanted.
+  """
+  name = "averaging_weights"
+  (mask,) = _check.as_floats(name, 2, mask=mask)
   if over not in ("sequence", "token", "constant"):
-    raise ValueError(f"aggregate: over must be sequence, token or constant, got {over!r}.")
+    raise ValueError(f"{name}: over must be sequence, token or constant, got {over!r}.")
   if (over == "constant") != (max_length is not None):
-    raise ValueError('aggregate: max_length must be given exactly when over is "constant".')
+    raise ValueError(f'{name}: max_length must be given exactly when over is "constant".')
   if over == "token":
-    return Mean.of(values, mask)
+    return mask, jnp.sum(mask)
   rows = jnp.sum(jnp.any(mask > 0, axis=1).astype(jnp.float32))
   if over == "sequence":
-    return Mean(jnp.sum(masked_mean(values, mask, axis=1)), rows)
-  _check.positive("aggregate", "max_length", max_length)
-  return Mean(masked_sum(values, mask), rows * max_length)
+    return mask / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0), rows
+  _check.positive(name, "max_length", max_length)
+  return mask, rows * max_length
 
 
 def _sequence_log_ratio(

@@ -1,19 +1,34 @@
-"""Online reinforcement learning: rollouts, rewards, advantages, updates."""
+"""Online learning: rollouts, rewards, advantages, updates."""
 
-from align_jax.rl.ppo import PpoConfig, PpoState, check_identity, create_state, make_iteration
+from align_jax.rl.config import (
+  ImportanceConfig,
+  KlConfig,
+  PolicyGradientConfig,
+  SamplingConfig,
+  ValueConfig,
+)
+from align_jax.rl.engine import check_identity, make_iteration, policy_draw
+from align_jax.rl.policy_gradient import policy_gradient_learner
 from align_jax.rl.rewards import Reward, model_reward, text_reward
 from align_jax.rl.rollouts import Rollout
 from align_jax.rl.shaping import ShapingConfig
+from align_jax.rl.state import OnlineState, create_state
 
 __all__ = [
-  "PpoConfig",
-  "PpoState",
+  "ImportanceConfig",
+  "KlConfig",
+  "OnlineState",
+  "PolicyGradientConfig",
   "Reward",
   "Rollout",
+  "SamplingConfig",
   "ShapingConfig",
+  "ValueConfig",
   "check_identity",
   "create_state",
   "make_iteration",
   "model_reward",
+  "policy_draw",
+  "policy_gradient_learner",
   "text_reward",
 ]

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax import data, models, sampling
+from align_jax import data, models
+from align_jax import sampling as generation
+from align_jax.rl.config import SamplingConfig
 from align_jax.training import objectives
 
 
@@ -18,7 +20,7 @@ class Rollout:
 
   prompts: Sequence[Any]  # B records
   texts: Sequence[str]  # B responses without special tokens
-  samples: sampling.Samples
+  samples: generation.Samples
   scores: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # name -> [B]
 
   @property
@@ -37,6 +39,15 @@ class Rollout:
     ends = self.samples.prompt_lengths + self.samples.lengths
     return (np.arange(self.tokens.shape[1]) < ends[:, None]).astype(np.int32)
 
+  def take(self, rows: np.ndarray) -> "Rollout":
+    """The rows of these numbers, in this order."""
+    return Rollout(
+      [self.prompts[row] for row in rows],
+      [self.texts[row] for row in rows],
+      jax.tree.map(lambda x: x[rows], self.samples),
+      {name: values[rows] for name, values in self.scores.items()},
+    )
+
   def batch(self) -> dict[str, np.ndarray]:
     """What the trainer needs; `sampler_logprobs` and `mask` [B, S-1] belong to tokens[:, 1:]."""
     return {
@@ -50,36 +61,60 @@ class Rollout:
 
 def sample_rollout(
   model: models.Transformer,
-  policy_variables: dict[str, Any],
+  variables: dict[str, Any],
   batch: dict[str, np.ndarray],
   prompts: Sequence[Any],
   tokenizer: Any,
   *,
   rng: jax.Array,
-  max_new_tokens: int,
-  temperature: float,
+  sampling: SamplingConfig,
   eos_ids: Sequence[int],
   mesh: jax.sharding.Mesh | None = None,
+  mixture: tuple[dict[str, Any], float] | None = None,
 ) -> Rollout:
-  """One response to every row of a prompt batch (tokens [B, P], lengths [B], index [B]).
+  """G responses to every row of a prompt batch (tokens [P, W], lengths [P], index [P]).
 
   A row's key is its place in the batch, not its record: a prompt drawn twice is answered twice.
+  `mixture` = (variables, weight) draws from the geometric mixture with a second model.
   """
-  samples = sampling.generate(
+  samples = generation.generate(
     model,
-    policy_variables["params"],
+    variables["params"],
     batch["tokens"],
     lengths=batch["lengths"],
-    max_new_tokens=max_new_tokens,
+    max_new_tokens=sampling.max_new_tokens,
     eos_ids=eos_ids,
     pad_id=data.pad_id(tokenizer),
     rng=rng,
-    temperature=temperature,
-    lora=policy_variables.get("lora"),
+    temperature=sampling.temperature,
+    lora=variables.get("lora"),
     mesh=mesh,
+    samples_per_prompt=sampling.samples_per_prompt,
+    stop=sampling.stop,
+    tokenizer=tokenizer if sampling.stop else None,
+    mixture=mixture,
   )
-  texts = sampling.decode_texts(samples, tokenizer)
-  return Rollout([prompts[i] for i in batch["index"]], texts, samples)
+  texts = generation.decode_texts(samples, tokenizer)
+  index = np.repeat(batch["index"], sampling.samples_per_prompt)
+  return Rollout([prompts[i] for i in index], texts, samples)
+
+
+def concatenate(parts: Sequence[Rollout]) -> Rollout:
+  """The rows of all parts, one part after the other; they must be of one width."""
+  samples = jax.tree.map(lambda *x: np.concatenate(x), *(part.samples for part in parts))
+  names = parts[0].scores
+  return Rollout(
+    [prompt for part in parts for prompt in part.prompts],
+    [text for part in parts for text in part.texts],
+    samples,
+    {name: np.concatenate([part.scores[name] for part in parts]) for name in names},
+  )
+
+
+def interleave(parts: Sequence[Rollout]) -> Rollout:
+  """Row 0 of every part, then row 1 of every part...: one response of each to every prompt."""
+  together, rows = concatenate(parts), len(parts[0].texts)
+  return together.take(np.arange(len(parts) * rows).reshape(len(parts), rows).T.reshape(-1))
 
 
 def value_variables(value: Any, frozen: Any) -> dict[str, Any]:
@@ -101,20 +136,15 @@ def token_values(model, value: Any, frozen: Any, batch: dict[str, jax.Array]) ->
 
 
 def policy_logprobs(
-  model, trainable: Any, frozen: Any, batch, temperature: float, logits_chunk: int | None
+  model, variables, batch, *, temperature: float, chunk: int | None
 ) -> tuple[jax.Array, jax.Array]:
-  """(log-probs of tokens[:, 1:], entropies) [B, S-1] of the policy, on the path that trains."""
-  variables = objectives.policy_variables(trainable["policy"], frozen)
-  return _logprobs(model, variables, batch, temperature, logits_chunk)
-
-
-def _logprobs(model, variables, batch, temperature, logits_chunk):
+  """(log-probs of tokens[:, 1:], entropies) [B, S-1] of a model, on the path that trains."""
   return models.token_logprobs(
     model,
     variables,
     batch["tokens"],
     segment_ids=batch["segment_ids"],
-    chunk_size=logits_chunk,
+    chunk_size=chunk,
     temperature=temperature,
     return_entropy=True,
   )
@@ -122,26 +152,47 @@ def _logprobs(model, variables, batch, temperature, logits_chunk):
 
 def score_rollout(
   model: models.Transformer,
-  value_model: models.Transformer,
+  value_model: models.Transformer | None,
   trainable: Any,
   frozen: Any,
   batch: dict[str, jax.Array],
   *,
   temperature: float,
-  logits_chunk: int | None,
+  chunk: int | None,
+  parts: int = 1,
 ) -> dict[str, jax.Array]:
-  """The batch with `old_logprobs`, `ref_logprobs`, `entropy` and `old_values`, all [B, S-1].
+  """The batch with `old_logprobs`, `ref_logprobs`, `entropy` and, with a critic, `old_values` [B, S-1].
 
   The policy's log-probs are recomputed on the path that trains, so that the first ratio is exactly
   1; how far the sampler's own are from them is a metric. All are of the tempered distribution.
+  `parts` are computed one after the other: the memory is that of B / parts rows.
   """
-  old, entropy = policy_logprobs(model, trainable, frozen, batch, temperature, logits_chunk)
+  policy = objectives.policy_variables(trainable["policy"], frozen)
   reference = objectives.reference_variables(frozen)
-  scored = {
-    "old_logprobs": old,
-    "entropy": entropy,
-    "ref_logprobs": _logprobs(model, reference, batch, temperature, logits_chunk)[0],
-    "old_values": token_values(value_model, trainable["value"], frozen, batch),
-  }
+  settings = {"temperature": temperature, "chunk": chunk}
+
+  def score(rows):
+    old, entropy = policy_logprobs(model, policy, rows, **settings)
+    scored = {"old_logprobs": old, "entropy": entropy}
+    scored["ref_logprobs"] = policy_logprobs(model, reference, rows, **settings)[0]
+    if value_model is not None:
+      scored["old_values"] = token_values(value_model, trainable["value"], frozen, rows)
+    return scored
+
+  scored = _in_parts(score, {name: batch[name] for name in ("tokens", "segment_ids")}, parts)
   # Off the mask nothing is meant, and zeros keep it from ever being read by accident.
   return batch | {k: jnp.where(batch["mask"] > 0, v, 0.0) for k, v in scored.items()}
+
+
+def _in_parts(function, rows, parts: int):
+  """function(rows), in interleaved parts one after the other (each keeps the rows' sharding)."""
+  if parts == 1:
+    return function(rows)
+
+  def split(x):
+    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+  def join(x):
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+  return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, rows)))

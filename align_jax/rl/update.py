@@ -70,8 +70,8 @@ def run_updates(
 
 def _over_updates(name: str, value: Mean):
   """Of the stacked [updates] metrics: the maximum of maxima, the first of firsts, else the sum."""
-  if name.endswith("_max"):
-    return jnp.max(value.compute())
   if "first_" in name:
     return value.compute()[0]
+  if step_lib.is_maximum(name):
+    return jnp.max(value.compute())
   return jax.tree.map(lambda x: jnp.sum(x, axis=0), value)

@@ -65,7 +65,9 @@ def _accumulated(value_and_grad, params, frozen, batch, rng, parts: int):
   def body(carry, microbatch_and_index):
     microbatch, index = microbatch_and_index
     (_, metrics), grads = value_and_grad(params, frozen, microbatch, jax.random.fold_in(rng, index))
-    return jax.tree.map(jnp.add, carry, (metrics, grads)), None
+    totals, summed = carry
+    totals = {name: _combine(name, totals[name], value) for name, value in metrics.items()}
+    return (totals, jax.tree.map(jnp.add, summed, grads)), None
 
   microbatches = jax.tree.map(split, batch)
   first = jax.tree.map(lambda x: x[0], microbatches)
@@ -73,6 +75,15 @@ def _accumulated(value_and_grad, params, frozen, batch, rng, parts: int):
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
   (metrics, grads), _ = jax.lax.scan(body, zeros, (microbatches, jnp.arange(parts)))
   return metrics, grads
+
+
+def is_maximum(name: str) -> bool:
+  """Whether a metric is the largest of its parts, travelling as Mean(maximum ≥ 0, 1)."""
+  return name.endswith("_max")
+
+
+def _combine(name: str, total, value):
+  return jax.tree.map(jnp.maximum if is_maximum(name) else jnp.add, total, value)
 
 
 def make_train_step(

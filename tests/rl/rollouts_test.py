@@ -8,6 +8,7 @@ import pytest
 
 from align_jax import models
 from align_jax.rl import rollouts
+from align_jax.rl.config import SamplingConfig
 
 TEMPERATURE = 0.8
 
@@ -32,7 +33,7 @@ def rollout(tiny_model):
   }
   return rollouts.sample_rollout(
     model, {"params": params}, batch, ["zero", "one", "two"], Tokenizer(),
-    rng=jax.random.key(0), max_new_tokens=6, temperature=TEMPERATURE, eos_ids=[1, 2, 3, 4],
+    rng=jax.random.key(0), sampling=SamplingConfig(6, TEMPERATURE), eos_ids=[1, 2, 3, 4],
   )  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def scored(tiny_model, rollout):
   model, params = tiny_model
   value = {"trunk": params, "head": {"kernel": np.linspace(-1, 1, 32), "bias": 0.5}}
   score = functools.partial(
-    rollouts.score_rollout, model, model, temperature=TEMPERATURE, logits_chunk=None
+    rollouts.score_rollout, model, model, temperature=TEMPERATURE, chunk=None
   )
   other = jax.tree.map(lambda x: x * 1.1, params)
   trainable, frozen = {"policy": params, "value": value}, {"ref": other}

@@ -7,12 +7,13 @@ from align_jax.errors import InputError
 from align_jax.rl import shaping
 
 SCORES, FINISHED = np.array([1.0, 2.0, 6.0], np.float32), np.array([True, False, True])
+LENGTHS = np.array([4, 10, 8], np.float32)
 
 
 def _shape(moments=None, **settings):
   moments = shaping.Moments.empty() if moments is None else moments
   scores, moments = shaping.shape_scores(
-    SCORES, FINISHED, moments, shaping.ShapingConfig(**settings)
+    SCORES, FINISHED, LENGTHS, moments, shaping.ShapingConfig(**settings), max_length=10
   )
   return np.asarray(scores), moments
 
@@ -21,6 +22,11 @@ def test_missing_eos_replaces_or_lowers():
   np.testing.assert_allclose(_shape()[0], SCORES)
   np.testing.assert_allclose(_shape(missing_eos_score=-1.0)[0], [1, -1, 6])
   np.testing.assert_allclose(_shape(missing_eos_penalty=5.0)[0], [1, -3, 6])
+
+
+def test_a_response_near_the_limit_pays_for_its_length():
+  np.testing.assert_allclose(_shape(overlong_cache=4)[0], [1, 2 - 1, 6 - 0.5])
+  np.testing.assert_allclose(_shape(overlong_cache=4, missing_eos_score=-1.0)[0], [1, -2, 5.5])
 
 
 def test_the_order_is_penalty_then_normalise_then_clip():
@@ -48,7 +54,12 @@ def test_running_moments_are_those_of_all_batches_together():
 def test_a_first_batch_of_equal_scores_normalises_to_zero():
   moments = shaping.Moments.empty()
   scores, _ = shaping.shape_scores(
-    np.full(3, 7.0), np.ones(3, bool), moments, shaping.ShapingConfig(normalise=True)
+    np.full(3, 7.0),
+    np.ones(3, bool),
+    LENGTHS,
+    moments,
+    shaping.ShapingConfig(normalise=True),
+    max_length=10,
   )
   np.testing.assert_array_equal(scores, 0.0)
 
@@ -59,6 +70,7 @@ def test_a_first_batch_of_equal_scores_normalises_to_zero():
     ({"missing_eos_score": -1.0, "missing_eos_penalty": 1.0}, "replaces"),
     ({"missing_eos_penalty": -1.0}, "must not be negative"),
     ({"clip": 0.0}, "clip must be positive"),
+    ({"overlong_cache": 0}, "at least 1"),
   ],
 )
 def test_wrong_settings_are_refused(settings, message):
