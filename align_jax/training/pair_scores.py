@@ -30,10 +30,17 @@ def score_pairs(
   chunk: int | None,
   collision: bool = False,
   reference=None,
+  temperature: float = 1.0,
 ) -> PairScores:
   """Scores a batch with one policy; with `reference`, another one's variables, against it as well."""
   found = score_tokens(
-    model, variables, batch, chunk=chunk, collision=collision, reference=reference
+    model,
+    variables,
+    batch,
+    chunk=chunk,
+    collision=collision,
+    reference=reference,
+    temperature=temperature,
   )
   return PairScores(
     mask=response_mask(batch), **{name: by_response(batch, x) for name, x in found.items()}
@@ -48,21 +55,25 @@ def score_tokens(
   chunk: int | None,
   collision: bool = False,
   reference=None,
+  temperature: float = 1.0,
 ) -> dict[str, jax.Array]:
-  """The fields of `PairScores` for every scored token in its place in the batch, [R, T]."""
+  """The fields of `PairScores` for every scored token in its place in the batch, [R, T].
+
+  All distributions are softmax(logits / temperature).
+  """
   hidden, targets = _hidden_and_targets(model, variables, batch)
   arrays = (hidden, targets)
   if reference is not None:
     arrays += (_hidden_and_targets(model, reference, batch)[0],)
 
   def score(hidden, targets, ref_hidden=None):
-    logits = model.apply(variables, hidden, method="unembed")
+    logits = model.apply(variables, hidden, method="unembed") / temperature
     found = {"logprobs": models.target_logprobs(logits, targets)}
     if collision:
       twice = jax.nn.logsumexp(2.0 * logits, axis=-1)
       found["collision"] = twice - 2.0 * jax.nn.logsumexp(logits, axis=-1)
     if ref_hidden is not None:
-      ref_logits = model.apply(reference, ref_hidden, method="unembed")
+      ref_logits = model.apply(reference, ref_hidden, method="unembed") / temperature
       found["ref_logprobs"] = models.target_logprobs(ref_logits, targets)
       found["kl"] = losses.exact_kl(ref_logits, logits)
     return found

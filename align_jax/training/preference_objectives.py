@@ -3,6 +3,7 @@
 Everything a loss may ask for is an array with a name; `preferences` says which ones it takes.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -18,9 +19,18 @@ from align_jax.training.step import Carry, Metrics, Objective
 Arrays = Mapping[str, jax.Array]
 
 
-def preference_objective(model, config: PreferenceConfig, *, chunk: int | None = None) -> Objective:
-  """The objective on pairs, or on single responses with a thumb up or down."""
-  return (_feedback_objective if config.unpaired else _pair_objective)(model, config, chunk)
+def preference_objective(
+  model, config: PreferenceConfig, *, chunk: int | None = None, temperature: float = 1.0
+) -> Objective:
+  """The objective on pairs, or on single responses with a thumb up or down.
+
+  Pairs may be scored at the temperature at which they were sampled; unpaired objectives are at 1.
+  """
+  if not config.unpaired:
+    return _pair_objective(model, config, chunk, temperature)
+  if temperature != 1.0:
+    raise ValueError(f"objective {config.name!r} is not built for temperature {temperature}")
+  return _feedback_objective(model, config, chunk)
 
 
 def preference_evaluation(
@@ -39,10 +49,12 @@ def preference_evaluation(
   return objective
 
 
-def _pair_objective(model, config: PreferenceConfig, chunk: int | None) -> Objective:
+def _pair_objective(
+  model, config: PreferenceConfig, chunk: int | None, temperature: float = 1.0
+) -> Objective:
   def objective(trainable, frozen, batch, rng):
     del rng
-    policy, ref = _scores(model, config, trainable, frozen, batch, chunk)
+    policy, ref = _scores(model, config, trainable, frozen, batch, chunk, temperature)
     arrays = _pair_arrays(config, policy, ref, batch, frozen)
     weight = batch["weight"].reshape(-1)
     if config.wpo:
@@ -62,22 +74,24 @@ def _pair_objective(model, config: PreferenceConfig, chunk: int | None) -> Objec
   return objective
 
 
-def _scores(model, config, trainable, frozen, batch, chunk) -> tuple[PairScores, jax.Array | None]:
+def _scores(
+  model, config, trainable, frozen, batch, chunk, temperature
+) -> tuple[PairScores, jax.Array | None]:
   """The policy's scores, and the reference's log-probs [P, 2, T]: recomputed, cached, or None."""
   variables = objectives.policy_variables(trainable, frozen)
+  score = functools.partial(
+    pair_scores.score_pairs, model, batch=batch, chunk=chunk, temperature=temperature
+  )
   if config.needs_distributions:
     reference = objectives.reference_variables(frozen)
-    policy = pair_scores.score_pairs(
-      model, variables, batch, chunk=chunk, collision=config.wpo, reference=reference
-    )
+    policy = score(variables, collision=config.wpo, reference=reference)
     return policy, jax.lax.stop_gradient(policy.ref_logprobs)
-  policy = pair_scores.score_pairs(model, variables, batch, chunk=chunk, collision=config.wpo)
+  policy = score(variables, collision=config.wpo)
   if not config.needs_reference:
     return policy, None
   if "ref_logprobs" in batch:
     return policy, pair_scores.aligned(batch, "ref_logprobs")
-  reference = objectives.reference_variables(frozen)
-  ref = pair_scores.score_pairs(model, reference, batch, chunk=chunk)
+  ref = score(objectives.reference_variables(frozen))
   return policy, jax.lax.stop_gradient(ref.logprobs)
 
 

@@ -10,19 +10,23 @@ from align_jax.training import pair_scores
 FIELDS = ("logprobs", "collision", "kl", "ref_logprobs")
 
 
-def softmax_of(model, params, tokens):
+def softmax_of(model, params, tokens, temperature):
   """log π at every position of whole rows, [B, T, V] float64; what is behind a row's end is never seen."""
-  logits = np.asarray(model.apply({"params": params}, tokens), np.float64)
+  logits = np.asarray(model.apply({"params": params}, tokens), np.float64) / temperature
   top = logits.max(-1, keepdims=True)
   return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
 
 
 @pytest.fixture(scope="module")
 def written_out(toy, hard):
+  return write_out(toy, hard, temperature=1.0)
+
+
+def write_out(toy, hard, temperature):
   """{field: rows} of every response in the padded order, in float64 from full distributions."""
   model, params, ref = toy
   tokens, mask = (hard.padded[k].reshape(16, -1) for k in ("tokens", "response_mask"))
-  all_policy, all_reference = (softmax_of(model, p, tokens) for p in (params, ref))
+  all_policy, all_reference = (softmax_of(model, p, tokens, temperature) for p in (params, ref))
   found = {name: [] for name in FIELDS}
   for row in range(16):
     at = np.flatnonzero(mask[row])
@@ -35,10 +39,11 @@ def written_out(toy, hard):
   return found
 
 
-def scores_of(toy, batch, chunk=None):
+def scores_of(toy, batch, chunk=None, **settings):
   model, params, ref = toy
+  reference = {"params": ref}
   return pair_scores.score_pairs(
-    model, {"params": params}, batch, chunk=chunk, collision=True, reference={"params": ref}
+    model, {"params": params}, batch, chunk=chunk, collision=True, reference=reference, **settings
   )
 
 
@@ -85,6 +90,15 @@ def test_every_field_is_that_of_the_full_distributions(toy, numbered, written_ou
     for row, values in zip(found, written_out[name]):
       np.testing.assert_allclose(row, values, rtol=2e-5, atol=2e-5, err_msg=name)
   assert min(len(x) and x.min() for x in written_out["kl"]) > 0
+
+
+def test_every_distribution_is_at_the_temperature_asked_for(toy, hard, numbered):
+  batch = numbered["padded"]
+  scores = scores_of(toy, batch, temperature=0.6)
+  mask = np.asarray(scores.mask).reshape(-1, scores.mask.shape[-1])
+  for name, expected in write_out(toy, hard, temperature=0.6).items():
+    for row, values in zip(by_pair(batch, getattr(scores, name), mask), expected):
+      np.testing.assert_allclose(row, values, rtol=2e-5, atol=5e-5, err_msg=name)
 
 
 def test_kl_is_that_of_the_reference_to_the_policy(toy, numbered):
