@@ -103,8 +103,12 @@ def read_feedback(
 def read_prompts(
   path: str, *, columns: sources.Columns = None, chat: bool = True, invalid: str = "raise"
 ) -> list[Prompt]:
-  """Reads prompts; see `read_preferences` for the arguments."""
-  return sources.read(path, parse_prompt, columns=columns, chat=chat, invalid=invalid)
+  """Reads prompts; see `read_preferences` for the arguments.
+
+  `columns` may also name what a judge needs, {"prompt": "question", "answer": "solution"}: it is then
+  in every record's `meta`, and a row without it is an error.
+  """
+  return sources.read(path, parse_prompt, columns=columns, chat=chat, invalid=invalid, carries=True)
 
 
 def parse_demonstration(row: Row, chat: bool = True) -> Demonstration:

@@ -1,5 +1,6 @@
 """Where rows come from: JSON Lines (or .gz), Parquet, folders of them, the Hugging Face hub."""
 
+import difflib
 import gzip
 import json
 import logging
@@ -37,11 +38,15 @@ def read(
   columns: Columns = None,
   chat: bool = True,
   invalid: str = "raise",
+  carries: bool = False,
 ) -> list[T]:
-  """Every row of `path`, parsed; a bad row raises InputError, or is counted (invalid="skip")."""
+  """Every row of `path`, parsed; a bad row raises InputError, or is counted (invalid="skip").
+
+  carries: whether `columns` may give columns names of the user's own, which every row must have.
+  """
   if invalid not in ("raise", "skip"):
     raise InputError(f"invalid must be 'raise' or 'skip', not '{invalid}'")
-  names = _column_map(columns)
+  names = _column_map(columns, carries)
   records, bad = [], []
   for row in rows(path):
     try:
@@ -160,7 +165,7 @@ def _parquet(name: str, file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any
     raise InputError(f"{name}:{row + 1}: the file cannot be read further ({error})") from error
 
 
-def _column_map(columns: Columns) -> dict[str, tuple[str, ...]]:
+def _column_map(columns: Columns, carries: bool) -> dict[str, tuple[str, ...]]:
   if columns is None:
     return {}
   if isinstance(columns, str):
@@ -168,19 +173,27 @@ def _column_map(columns: Columns) -> dict[str, tuple[str, ...]]:
       raise InputError(f"no column map '{columns}' (known: {', '.join(COLUMN_MAPS)})")
     columns = COLUMN_MAPS[columns]
   for field in columns:
-    if field not in FIELDS:
-      raise InputError(f"columns: '{field}' is not one of our fields ({', '.join(FIELDS)})")
+    near = difflib.get_close_matches(field.lower(), FIELDS, n=1, cutoff=0.8)
+    if field not in FIELDS and not (carries and field.isidentifier() and not near):
+      hint = f"; did you mean '{near[0]}'?" if near else ""
+      raise InputError(f"columns: '{field}' is not one of our fields ({', '.join(FIELDS)}){hint}")
   return {ours: (theirs,) if isinstance(theirs, str) else tuple(theirs)
           for ours, theirs in columns.items()}  # fmt: skip
 
 
 def _renamed(row: Row, names: dict[str, tuple[str, ...]]) -> Row:
-  """The row under our field names; a mapped column that is absent leaves its field out."""
+  """The row under our field names; a mapped column that is absent leaves its field out.
+
+  A column under a name of the user's own must be there: nothing else would miss it.
+  """
   if not names:
     return row
   used = {*names, *(column for columns in names.values() for column in columns)}
   fields = {k: v for k, v in row.fields.items() if k not in used}
   for field, columns in names.items():
+    if field not in FIELDS:
+      for column in columns:
+        row.required(column)
     values = [row.fields[c] for c in columns if row.fields.get(c) is not None]
     if len(columns) > 1:
       for column in columns:

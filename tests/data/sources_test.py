@@ -156,6 +156,35 @@ def test_a_column_map_is_checked(tmp_path):
     data.read_demonstrations(path, columns={"completion": "output"})
 
 
+def test_prompts_carry_named_columns(tmp_path):
+  """A reference answer travels with its prompt; one that is missing is said with file and line."""
+  rows = [{"question": f"{i} + 1?", "solution": f"#### {i + 1}", "id": i} for i in range(3)]
+  path = write(tmp_path / "a.jsonl", rows)
+  columns = {"prompt": "question", "answer": "solution", "both": ("question", "solution")}
+  prompts = data.read_prompts(path, columns=columns)
+  assert [p.prompt[0]["content"] for p in prompts] == ["0 + 1?", "1 + 1?", "2 + 1?"]
+  assert prompts[1].meta == {"answer": "#### 2", "both": "1 + 1?\n#### 2", "id": 1}
+  for hole in ({"question": "?"}, {"question": "?", "solution": None}):
+    path = write(tmp_path / "b.jsonl", [*rows, hole])
+    with pytest.raises(InputError, match="b.jsonl:4: field 'solution' is missing"):
+      data.read_prompts(path, columns=columns)
+    assert len(data.read_prompts(path, columns=columns, invalid="skip")) == 3
+
+
+@pytest.mark.parametrize("name", ["promt", "Prompt", "messages ", "meta.answer", "my answer", ""])
+def test_a_carried_name_must_be_a_name_and_no_misspelt_field(tmp_path, name):
+  path = write(tmp_path / "a.jsonl")
+  with pytest.raises(InputError, match=f"columns: '{name}' is not one of our fields"):
+    data.read_prompts(path, columns={name: "completion"})
+
+
+def test_only_prompts_carry_columns(tmp_path):
+  path = write(tmp_path / "a.jsonl")
+  for read in (data.read_demonstrations, data.read_preferences, data.read_feedback):
+    with pytest.raises(InputError, match="columns: 'answer' is not one of our fields"):
+      read(path, columns={"prompt": "prompt", "answer": "completion"})
+
+
 class FakeHub:
   """A hub of one data set, whose files lie in a folder."""
 
