@@ -56,6 +56,7 @@ def get_config() -> config_dict.ConfigDict:
     "auto"  # log-probs "cached" on disk or "recomputed"; auto: cached where it can be
   )
   config.reference_cache = config_dict.placeholder(str)  # a folder to share; None: in the workdir
+  config.reference_model = config_dict.placeholder(str)  # another policy; None: model.init itself
   config.accumulate = 1
   config.mesh = common.mesh()
   return config

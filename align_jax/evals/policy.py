@@ -137,20 +137,21 @@ def evaluate_policy(
   *,
   scorer_name: str = "gold",
   judge: Judge | None = None,
+  responses: Responses | None = None,
   reference_responses: Responses | None = None,
   mesh=None,
 ) -> tuple[PolicyEvaluation, tuple[Sample, ...]]:
   """Samples both policies on the same prompts, scores both, and reports the paired comparison.
 
-  prompts: data.Prompt records [n], whose meta may name a "family". reference_responses: what
-  `respond(reference, prompts, ...)` gave with the same settings, to sample it once for many
-  policies. Returns the evaluation and one Sample a prompt; `results.save` writes both.
+  prompts: data.Prompt records [n], whose meta may name a "family". responses and
+  reference_responses: what `respond` gave for either policy with the same settings, to sample it
+  once for many comparisons. Returns the evaluation and one Sample a prompt; `results.save` writes both.
   """
   if not prompts:
     raise InputError("an evaluation needs at least one prompt")
   theirs = reference_responses or respond(reference, prompts, tokenizer, settings, mesh)
   same = policy.params is reference.params and policy.lora is reference.lora
-  ours = theirs if same else respond(policy, prompts, tokenizer, settings, mesh)
+  ours = theirs if same else responses or respond(policy, prompts, tokenizer, settings, mesh)
   scores, their_scores = _scores(scorer, prompts, ours), _scores(scorer, prompts, theirs)
   judgements = [judge(p, t) for p, t in zip(prompts, ours.texts)] if judge else []
   families = [prompt.meta.get("family", "all") for prompt in prompts]

@@ -49,7 +49,11 @@ def sample_reference(config: EvaluateConfig, devices) -> Reference:
   mesh = sharding.make_mesh(config.mesh, devices)
   loaded = workspace.load(config.reference, mesh, dtype=config.dtype)
   responses = policy_lib.respond(
-    _policy(config.reference, loaded), _prompts(config), loaded.tokenizer, _sampling(config), mesh
+    _policy(config.reference, loaded),
+    read_prompts(config),
+    loaded.tokenizer,
+    sampling_settings(config),
+    mesh,
   )
   return Reference(loaded, responses)
 
@@ -75,7 +79,7 @@ def run(config: EvaluateConfig, path: str, devices, *, reference: Reference | No
 def _evaluate_policy(config: EvaluateConfig, init: str, loaded, mesh, given: Reference | None):
   if config.reference is None:
     raise InputError("config.reference must name what the policy is compared with")
-  prompts = _prompts(config)
+  prompts = read_prompts(config)
   scorer, judge = make_scorer(config, loaded, mesh)
   if config.reference == init:
     reference = loaded
@@ -92,7 +96,7 @@ def _evaluate_policy(config: EvaluateConfig, init: str, loaded, mesh, given: Ref
     prompts,
     loaded.tokenizer,
     scorer,
-    _sampling(config),
+    sampling_settings(config),
     scorer_name=config.scorer,
     judge=judge,
     reference_responses=given.responses if given else None,
@@ -104,13 +108,13 @@ def _policy(init: str, loaded: workspace.Loaded) -> policy_lib.Policy:
   return policy_lib.Policy(pathlib.Path(init).name, loaded.model, loaded.params)
 
 
-def _prompts(config: EvaluateConfig):
+def read_prompts(config: EvaluateConfig) -> list[data.Prompt]:
   return records.read(
     config.data, "prompts", columns=config.columns, limit=config.limit, chat=config.chat
   )
 
 
-def _sampling(config: EvaluateConfig) -> policy_lib.SamplingSettings:
+def sampling_settings(config: EvaluateConfig) -> policy_lib.SamplingSettings:
   return policy_lib.SamplingSettings(
     max_new_tokens=config.max_new_tokens,
     temperature=config.temperature,

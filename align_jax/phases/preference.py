@@ -36,6 +36,7 @@ class PreferenceConfig:
     "auto"  # log-probs "cached" on disk or "recomputed" every step; auto: cached if it can
   )
   reference_cache: str | None = None  # folder that runs may share; None: inside the workdir
+  reference_model: str | None = None  # a policy of the same shape; None: what the phase starts from
   accumulate: int = 1
   mesh: MeshConfig = MeshConfig()
 
@@ -78,6 +79,9 @@ class PreferenceConfig:
       raise InputError(
         f"config.reference_cache is not used: {self._no_cache or 'it is recomputed'}"
       )
+    if self.reference_model and (objective.sync_every or not objective.needs_reference):
+      reason = "objective.sync_every moves it" if objective.sync_every else f"{name} has none"
+      raise InputError(f"config.reference_model is not used as the reference: {reason}")
     if objective.sync_every and self.model.lora.rank and objective.sync_alpha != 1.0:
       raise InputError("objective.sync_alpha must be 1 with LoRA: two adapters have no average")
 
@@ -117,12 +121,13 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   trainable, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
   chunk = config.model.logits_chunk
-  read = _reference_reader(config, folder, loaded, mesh) if config.caches else None
-  if objective.needs_reference and not (frozen or objective.sync_every or config.caches):
-    frozen = {"ref": loaded.params}
   roles = {"policy": (config.model.init, loaded)}
   if objective.needs_reference:
-    roles["ref"] = roles["policy"]
+    roles["ref"] = _reference(config, loaded, mesh)
+    ref = roles["ref"][1]
+    if not (config.caches or objective.sync_every or (frozen and ref is loaded)):
+      frozen = frozen | {"ref": ref.params}
+  read = _reference_reader(config, folder, ref, mesh) if config.caches else None
   plan = train.Plan(
     phase=objective.name,
     kind="policy",
@@ -136,11 +141,27 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
     eval_batches=source.eval_batches(config, mesh, read),
     fingerprint=data.fingerprint(source.records),
     parents=workspace.parents(**roles),
-    check_first=lambda values: check_identity(objective, values, nats=_rounding(config)),
+    check_first=None if config.reference_model else _identity_check(config),
     carried=preference_objectives.carried(objective, trainable, frozen),
     carry=preference_objectives.carry(objective),
   )
   train.run_plan(plan, config, folder, mesh)
+
+
+def _reference(config: PreferenceConfig, loaded: workspace.Loaded, mesh):
+  """(name, policy) that the objective compares with."""
+  name = config.reference_model
+  if name is None:
+    return config.model.init, loaded
+  found = workspace.load(name, mesh, dtype=config.model.dtype, remat=config.model.remat)
+  if found.head is not None or found.model.config != loaded.model.config:
+    raise InputError(f"config.reference_model: {name} is no policy of the shape of model.init")
+  workspace.same_vocabulary(loaded, found, name)
+  return name, found
+
+
+def _identity_check(config: PreferenceConfig) -> Callable:
+  return lambda values: check_identity(config.objective, values, nats=_rounding(config))
 
 
 @dataclasses.dataclass(frozen=True)
