@@ -55,9 +55,10 @@ def _ppo(folder: str):
   config.prompts.columns = COLUMNS
   config.prompts.batch_size = 16
   config.prompts.max_length = 80
-  config.ppo.max_new_tokens = 32
-  config.ppo.epochs = 1
-  config.ppo.minibatches = 2
+  del config.rewards.gold  # which judges the microworld only
+  config.sampling.max_new_tokens = 32
+  config.policy_gradient.epochs = 1
+  config.policy_gradient.minibatches = 2
   config.optimizer = common.optimizer(2e-4, schedule="constant")
   config.loop = common.loop(10, checkpoint_every=5)
   return config

@@ -1,4 +1,4 @@
-"""RLHF with PPO against a reward model.
+"""Online learning: PPO against a reward model, or by another config GRPO, RLOO and their relatives.
 
 python -m experiments.ppo --config=configs/ppo.py --workdir=runs/ppo
 """
@@ -9,9 +9,9 @@ CONFIG, WORKDIR = app.define("configs/ppo.py")
 
 
 def main():
-  from align_jax.phases import ppo
+  from align_jax.phases import online
 
-  ppo.run(app.settings(CONFIG, ppo.PpoConfig), WORKDIR.value, app.devices())
+  online.run(app.settings(CONFIG, online.OnlineConfig), WORKDIR.value, app.devices())
 
 
 if __name__ == "__main__":

@@ -148,3 +148,21 @@ class _WindowIterator(grain.DatasetIterator):
       if state[name] != value:
         raise InputError(f"the data to resume had {name} {state[name]}, this has {value}")
     self._window, self._item, self._elements = state["window"], state["item"], None
+
+
+class Zipped(grain.DatasetIterator):
+  """Elements of several iterators side by side; its state is theirs, by name."""
+
+  def __init__(self, **iterators: grain.DatasetIterator):
+    super().__init__()
+    self._iterators = iterators
+
+  def __next__(self) -> dict[str, Any]:
+    return {name: next(iterator) for name, iterator in self._iterators.items()}
+
+  def get_state(self) -> dict[str, Any]:
+    return {name: iterator.get_state() for name, iterator in self._iterators.items()}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    for name, iterator in self._iterators.items():
+      iterator.set_state(state[name])

@@ -8,7 +8,7 @@ from typing import Any
 from align_jax import config as config_lib
 from align_jax.errors import InputError
 from align_jax.evals import report
-from align_jax.phases import evaluate, ppo, preference, reward, sft
+from align_jax.phases import evaluate, online, preference, reward, sft
 from align_jax.training import workdir
 
 
@@ -23,7 +23,7 @@ class PipelineConfig:
   sft: sft.SftConfig | None
   reward: reward.RewardConfig | None
   preference: dict[str, preference.PreferenceConfig]  # one run for every name, e.g. dpo, ipo, kto
-  ppo: ppo.PpoConfig | None
+  ppo: online.OnlineConfig | None
   evaluation: evaluate.EvaluateConfig
   reward_evaluation: evaluate.EvaluateConfig | None
 
@@ -85,5 +85,5 @@ def tasks(config: PipelineConfig, root: pathlib.Path) -> list[Task]:
     Task(root / name, preference.run, run_config, policy)
     for name, run_config in config.preference.items()
   ]
-  online = [Task(root / "ppo", ppo.run, config.ppo, policy)] if config.ppo else []
-  return first + preferences + online
+  last = [Task(root / "ppo", online.run, config.ppo, policy)] if config.ppo else []
+  return first + preferences + last

@@ -1,6 +1,7 @@
 """Online learning: rollouts, rewards, advantages, updates."""
 
 from align_jax.rl.config import (
+  GROUPED,
   ImportanceConfig,
   KlConfig,
   PolicyGradientConfig,
@@ -15,6 +16,7 @@ from align_jax.rl.shaping import ShapingConfig
 from align_jax.rl.state import OnlineState, create_state
 
 __all__ = [
+  "GROUPED",
   "ImportanceConfig",
   "KlConfig",
   "OnlineState",

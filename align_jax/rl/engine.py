@@ -12,7 +12,7 @@ import numpy as np
 
 from align_jax import losses, models, sharding
 from align_jax.losses import Mean
-from align_jax.rl import rollouts
+from align_jax.rl import instruments, rollouts
 from align_jax.rl import rewards as rewards_lib
 from align_jax.rl import shaping as shaping_lib
 from align_jax.rl import state as state_lib
@@ -98,7 +98,7 @@ def make_iteration(
     learned = clock.time("train", compiled, state, frozen, sharding.put_batch(rows, mesh))
     state, metrics = jax.block_until_ready(learned)
     metrics |= {f"score/{name}": Mean.of(x) for name, x in rollout.scores.items() if name}
-    metrics |= of_draws | clock.metrics()
+    metrics |= instruments.rollout_metrics(rollout, group) | of_draws | clock.metrics()
     metrics["sampling/tokens_per_s"] = of_draws["sampling/tokens"] / clock.seconds["sample"]
     return state, metrics, rollout
 

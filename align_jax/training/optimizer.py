@@ -80,3 +80,15 @@ def _is_matrix(params):
     return x.ndim - ("layers" in names) >= 2 and not names[-1].endswith("_bias")
 
   return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def delayed(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+  """`tx`, its schedule and moments included, that begins after `steps` steps without an update."""
+  if steps == 0:
+    return tx
+  return optax.conditionally_mask(tx, lambda step: step >= steps)
+
+
+def by_part(**parts: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Each entry of a dictionary of parameters has an optimizer of its own: clipping, schedule, all."""
+  return optax.partition(parts, {name: name for name in parts})

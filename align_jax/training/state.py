@@ -35,12 +35,17 @@ def state_shardings(
   """Optimizer moments are placed like the parameters they belong to; the rest is replicated."""
   everywhere = sharding.replicated(mesh)
   abstract_opt = jax.eval_shape(tx.init, abstract_params)
+
+  def masked(x):  # the parameters of another part, see `optimizer.by_part`
+    return isinstance(x, optax.MaskedNode)
+
   opt = optax.tree.map_params(
     tx,
-    lambda _, placed: placed,
+    lambda x, placed: x if masked(x) else placed,
     abstract_opt,
     param_shardings,
     transform_non_params=lambda _: everywhere,
+    is_leaf=masked,
   )
   return TrainState(everywhere, param_shardings, opt, everywhere, carried or {})
 

@@ -18,7 +18,7 @@ from tokenizers import models as tokenizer_models
 
 from align_jax import config as config_lib
 from align_jax.errors import InputError
-from align_jax.phases import evaluate, ppo, preference, records, reward, sft
+from align_jax.phases import evaluate, online, preference, records, reward, sft
 from align_jax.training import checkpoints
 from align_jax.training import state as train_state
 from configs import evaluate as evaluate_config
@@ -32,7 +32,7 @@ PHASES = {
   "sft": (sft.run, sft.SftConfig, sft_config),
   "reward": (reward.run, reward.RewardConfig, reward_config),
   "preference": (preference.run, preference.PreferenceConfig, preference_config),
-  "ppo": (ppo.run, ppo.PpoConfig, ppo_config),
+  "ppo": (online.run, online.OnlineConfig, ppo_config),
   "evaluate": (evaluate.run, evaluate.EvaluateConfig, evaluate_config),
 }
 TEMPLATE = (
@@ -165,8 +165,16 @@ def test_microworld_source(tmp_path, source, message):
     ("ppo", {"loop__eval_every": 5}, "loop.eval_every is not used"),
     ("reward", {"model__logits_chunk": 8}, "logits_chunk is not used"),
     ("sft", {"model__init": "smollm2"}, "model.scratch"),
-    ("ppo", {"ppo__temperature": 0.0}, "temperature must be positive"),
-    ("ppo", {"ppo__kl_coef": 0.0, "ppo__kl_target": 6.0}, "kl_target"),
+    ("ppo", {"sampling__temperature": 0.0}, "temperature must be positive"),
+    (
+      "ppo",
+      {
+        "policy_gradient__kl__coef": 0.0,
+        "policy_gradient__kl__target": 6.0,
+        "policy_gradient__kl__horizon": 1e4,
+      },
+      "kl.target",
+    ),
     ("evaluate", {"policy": "nowhere"}, "nowhere"),
     ("preference", {"model__init": "nowhere"}, "nowhere"),
   ],

@@ -1,0 +1,159 @@
+"""Online learning: responses are sampled, scored and learned from, by policy gradients (PPO and the
+critic-free ones), by preferences between them, or by keeping the best."""
+
+import dataclasses
+
+from align_jax import config as config_lib
+from align_jax import data, rl, sharding
+from align_jax.errors import InputError
+from align_jax.evals import dashboard
+from align_jax.phases import online_methods, records, workspace
+from align_jax.phases import ptx as ptx_phase
+from align_jax.phases import rewards as rewards_phase
+from align_jax.phases.ptx import PtxSection
+from align_jax.phases.rewards import RewardConfig
+from align_jax.phases.rollout_log import RolloutLog, RolloutLogConfig
+from align_jax.phases.sections import ModelSection
+from align_jax.rl.stops import StopConfig, make_stop
+from align_jax.sharding import MeshConfig
+from align_jax.training import loop, workdir
+from align_jax.training.loop import LoopConfig
+from align_jax.training.optimizer import OptimizerConfig
+
+METHODS = ("policy_gradient",)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSection:
+  """The prompts that are answered."""
+
+  train: str  # a file, a folder, hf:org/name:split, or "microworld:seed=0,n=1000"
+  batch_size: int  # prompts an iteration; each is answered sampling.samples_per_prompt times
+  max_length: int  # tokens; longer prompts are left out
+  columns: str | None = None
+  limit: int | None = None
+  chat: bool = True  # plain-text prompts are wrapped in the chat template
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+  """Settings of `experiments.ppo`; one step of the loop is one iteration of sample, score, learn."""
+
+  seed: int
+  model: ModelSection
+  prompts: PromptSection
+  sampling: rl.SamplingConfig
+  rewards: dict[str, RewardConfig]  # terms of the score, by the name they are logged under
+  optimizer: OptimizerConfig
+  loop: LoopConfig
+  reward_model: str | None = None  # workdir; starts the value model, and rewards of kind "model"
+  shaping: rl.ShapingConfig = rl.ShapingConfig()
+  policy_gradient: rl.PolicyGradientConfig | None = None  # one of METHODS must be given
+  value_optimizer: OptimizerConfig | None = None  # of the value model; None: as the policy's
+  ptx: PtxSection | None = None
+  stops: StopConfig = StopConfig()
+  rollouts: RolloutLogConfig = RolloutLogConfig()
+  accumulate: int = 1
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self):
+    given = [name for name in METHODS if getattr(self, name) is not None]
+    if len(given) != 1:
+      raise InputError(f"exactly one of {', '.join(METHODS)} must be given, not {given or 'none'}")
+    if self.model.init == "scratch":
+      raise InputError("online learning needs a trained model: model.init cannot be scratch")
+    if self.model.logits_chunk is not None:
+      raise InputError(f"model.logits_chunk is not used here; set {given[0]}.logits_chunk")
+    if self.loop.eval_every:
+      raise InputError("loop.eval_every is not used here: scores are logged at every step")
+    online_methods.check(self)
+
+
+def run(config: OnlineConfig, path: str, devices) -> None:
+  """Trains and leaves a finished workdir at `path`; resumes one that was interrupted."""
+  workspace.single_process("online learning")
+  mesh = sharding.make_mesh(config.mesh, devices)
+  folder = workdir.open_workdir(path, "ppo", config_lib.to_dict(config))
+  if workdir.is_finished(folder):
+    return
+  prompts, batches = _prompts(config, mesh)
+  loaded = workspace.start(config.model, mesh, seed=config.seed)
+  rewards, judges = rewards_phase.build(
+    config.rewards,
+    prompts_source=config.prompts.train,
+    prompts=prompts,
+    reward_model=config.reward_model,
+    policy=loaded,
+    mesh=mesh,
+    dtype=config.model.dtype,
+  )
+  method = online_methods.build(config, loaded, judges.get(config.reward_model), prompts, mesh)
+  iterate = rl.make_iteration(
+    method.draw,
+    method.learner,
+    rewards=rewards,
+    shaping=config.shaping,
+    sampling=config.sampling,
+    mesh=mesh,
+    extra_draws=online_methods.extra_draws(config),
+  )
+  workspace.describe(folder, loaded, config.model, "policy", inside="policy")
+  lineage = workspace.Lineage("ppo", _parents(config, loaded, judges), data.fingerprint(prompts))
+  log = RolloutLog(folder, config.rollouts)
+
+  def step(state, batch):
+    at = int(state.step)
+    state, metrics, rollout = iterate(state, method.frozen, batch)
+    log.write(at, rollout, {})
+    return state, metrics
+
+  with dashboard.Live(folder) as live:
+    state = loop.fit(
+      rl.create_state(
+        method.trainable, method.tx, kl_coef=method.kl_coef, seed=config.seed, mesh=mesh
+      ),
+      name="ppo",
+      step=step,
+      batches=batches,
+      put=lambda batch: ptx_phase.split(batch, config.ptx),
+      config=config.loop,
+      workdir=folder,
+      metadata=lineage.metadata(),
+      hooks=loop.Hooks(
+        check_first=lambda v: rl.check_identity(v, dtype=config.model.dtype),
+        stop=make_stop(config.stops),
+        report=live,
+      ),
+    )
+  lineage.write(folder, int(state.step))
+
+
+def _prompts(config: OnlineConfig, mesh):
+  """(prompt records, their endless batches), checked before any weight is loaded."""
+  section = config.prompts
+  prompts = records.read(
+    section.train, "prompts", columns=section.columns, limit=section.limit, chat=section.chat
+  )
+  responses = section.batch_size * config.sampling.samples_per_prompt
+  workspace.check_batch(responses, online_methods.splits(config), mesh)
+  tokenizer = workspace.tokenizer_of(config.model)
+  batches = data.prompt_batches(
+    prompts,
+    tokenizer,
+    length=section.max_length,
+    batch_size=section.batch_size * (1 + online_methods.extra_draws(config)),
+    seed=config.seed,
+  )
+  return prompts, ptx_phase.join(batches, config.ptx, tokenizer, responses, config.seed)
+
+
+def _parents(config: OnlineConfig, loaded, judges):
+  """The policy, its reference, every reward model, and what the value model was started from."""
+  policy = config.model.init, loaded
+  roles = {"policy": policy, "ref": policy}
+  for index, (path, judge) in enumerate(judges.items()):
+    roles["reward_model" if index == 0 else f"reward_model_{index}"] = path, judge
+  if config.policy_gradient and config.policy_gradient.value:
+    path = config.reward_model
+    roles["value"] = policy if path is None else (path, judges[path])
+  return workspace.parents(**roles)
