@@ -74,17 +74,22 @@ def cache_mask(positions: jax.Array, slots: int, window: int | None) -> jax.Arra
   return ((ahead >= 0) & (ahead < (window or slots)))[:, None, None]
 
 
-def attention_probs(q, k, mask, *, scale: float, softcap: float | None) -> jax.Array:
+def attention_probs(
+  q, k, mask, *, scale: float, softcap: float | None, heads_first: bool = False
+) -> jax.Array:
   """softmax(scale q.k) in float32, [B, K, G, T, S]; q [B, T, K, G, H], k [B, S, K, H].
 
-  K key heads each serve G query heads, so keys are never repeated.
+  K key heads each serve G query heads, so keys are never repeated. With `heads_first` k is
+  [B, K, S, H], as a cache has it: then a product over the slots reads memory in order.
   """
-  scores = jnp.einsum("btkgh,bskh->bkgts", q * scale, k, preferred_element_type=jnp.float32)
+  equation = "btkgh,bksh->bkgts" if heads_first else "btkgh,bskh->bkgts"
+  scores = jnp.einsum(equation, q * scale, k, preferred_element_type=jnp.float32)
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
   return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
 
 
-def attend(probs: jax.Array, v: jax.Array) -> jax.Array:
+def attend(probs: jax.Array, v: jax.Array, *, heads_first: bool = False) -> jax.Array:
   """Values averaged by `probs` [B, K, G, T, S]; v [B, S, K, H] -> [B, T, K, G, H]."""
-  return jnp.einsum("bkgts,bskh->btkgh", probs.astype(v.dtype), v)
+  equation = "bkgts,bksh->btkgh" if heads_first else "bkgts,bskh->btkgh"
+  return jnp.einsum(equation, probs.astype(v.dtype), v)

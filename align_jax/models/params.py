@@ -37,9 +37,9 @@ def num_params(model: Transformer) -> int:
 
 
 def init_cache(model: Transformer, batch: int, length: int, dtype: str | None = None) -> dict:
-  """An empty "cache" collection: keys and values [layers, batch, length, kv_heads, head_dim]."""
+  """An empty "cache" collection: keys and values [layers, batch, kv_heads, length, head_dim]."""
   c = model.config
-  shape = (c.num_layers, batch, length, c.num_kv_heads, c.head_dim)
+  shape = (c.num_layers, batch, c.num_kv_heads, length, c.head_dim)
   zeros = jnp.zeros(shape, jnp.dtype(c.dtype if dtype is None else dtype))
   return {"layers": {"keys": zeros, "values": jnp.zeros_like(zeros)}}
 
