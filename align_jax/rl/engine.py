@@ -63,7 +63,7 @@ def make_iteration(
   shaping: shaping_lib.ShapingConfig,
   sampling: SamplingConfig,
   mesh: jax.sharding.Mesh,
-  group: int | None = None,
+  opponents: int = 0,
   extra_draws: int = 0,
 ) -> Callable:
   """`(state, frozen, batch) -> (state, metrics, rollout)`: sample, score, learn.
@@ -75,7 +75,8 @@ def make_iteration(
     shaping: what is done to their sum.
     sampling: what `draw` was made with.
     mesh: rows are split over `data` and `fsdp`.
-    group: rows of `draw` to a prompt, if that is not `sampling.samples_per_prompt`.
+    opponents: rows of others that `draw` puts behind every response of the policy. They are scored,
+      and the learner sees them, but they count in no metric of the responses.
     extra_draws: k of dynamic sampling. A batch then holds k + 1 times as many prompts as are learned
       from; a group of equal scores is replaced by the next that differs, as long as there are any.
 
@@ -84,8 +85,9 @@ def make_iteration(
     `data.prompt_batches` (tokens [P, W], lengths [P], index [P]) and may hold `ptx_` rows, which
     pass through to the learner.
   """
-  group = group or sampling.samples_per_prompt
-  settings = {"shaping": shaping, "max_length": sampling.max_new_tokens}
+  every = opponents + 1
+  group = every * sampling.samples_per_prompt
+  settings = {"shaping": shaping, "max_length": sampling.max_new_tokens, "every": every}
   compiled = jax.jit(functools.partial(_learn, learner=learner, **settings), donate_argnums=0)
 
   def iterate(state, frozen, batch):
@@ -97,8 +99,10 @@ def make_iteration(
     rows |= {name: x for name, x in batch.items() if name.startswith("ptx_")}
     learned = clock.time("train", compiled, state, frozen, sharding.put_batch(rows, mesh))
     state, metrics = jax.block_until_ready(learned)
-    metrics |= {f"score/{name}": Mean.of(x) for name, x in rollout.scores.items() if name}
-    metrics |= instruments.rollout_metrics(rollout, group) | of_draws | clock.metrics()
+    own = rollout.take(np.arange(0, len(rollout.texts), every))
+    metrics |= {f"score/{name}": Mean.of(x) for name, x in own.scores.items() if name}
+    metrics |= instruments.rollout_metrics(own, sampling.samples_per_prompt)
+    metrics |= of_draws | clock.metrics()
     metrics["sampling/tokens_per_s"] = of_draws["sampling/tokens"] / clock.seconds["sample"]
     return state, metrics, rollout
 
@@ -158,6 +162,7 @@ def _learn(
   learner: Learner,
   shaping: shaping_lib.ShapingConfig,
   max_length: int,
+  every: int,
 ) -> tuple[state_lib.OnlineState, step_lib.Metrics]:
   """The compiled part: shapes the scores, learns, counts the iteration.
 
@@ -172,10 +177,10 @@ def _learn(
   shaped = batch | {"score": scores, "raw_score": batch["score"], "baseline": baseline}
   state, metrics = learner(state, frozen, shaped)
   metrics |= {
-    "score": Mean.of(batch["score"]),
-    "score/std": jnp.std(batch["score"]),
-    "response_length": Mean.of(lengths),
-    "eos_rate": Mean.of(batch["finished"]),
+    "score": Mean.of(batch["score"][::every]),
+    "score/std": jnp.std(batch["score"][::every]),
+    "response_length": Mean.of(lengths[::every]),
+    "eos_rate": Mean.of(batch["finished"][::every]),
     "tokens": jnp.sum(batch["segment_ids"] > 0),
   }
   return dataclasses.replace(state, step=state.step + 1, moments=moments), metrics

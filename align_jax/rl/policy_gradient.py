@@ -217,21 +217,8 @@ def _ratio_metrics(logprobs, rows, config: PolicyGradientConfig) -> step_lib.Met
 
 
 def _batch_metrics(batch, kl_coef) -> step_lib.Metrics:
-  mask, old = batch["mask"], batch["old_logprobs"]
-
-  def kl(kind):
-    estimate = losses.kl_estimate(old, batch["ref_logprobs"], kind=kind)
-    return Mean.of(losses.masked_sum(estimate, mask, axis=1))
-
-  gap = jnp.abs(batch["sampler_logprobs"] - old)
-  metrics = {
-    "kl/ref": kl("k1"),
-    "kl/ref_k3": kl("k3"),
-    "kl_coef": kl_coef,
-    "entropy": Mean.of(batch["entropy"], mask),
-    "ppo/sampler_mismatch": Mean.of(gap, mask),
-    "ppo/sampler_mismatch_max": jnp.max(jnp.where(mask > 0, gap, 0.0)),
-  }
+  mask = batch["mask"]
+  metrics = rollouts.policy_metrics(batch) | {"kl_coef": kl_coef}
   if "importance" in batch:
     metrics["ppo/importance_mean"] = Mean.of(batch["importance"], mask)
   if "returns" in batch:

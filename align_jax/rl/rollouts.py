@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax import data, models
+from align_jax import data, losses, models
 from align_jax import sampling as generation
+from align_jax.losses import Mean
 from align_jax.rl.config import SamplingConfig
 from align_jax.training import objectives
+from align_jax.training import step as step_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +184,24 @@ def score_rollout(
   scored = _in_parts(score, {name: batch[name] for name in ("tokens", "segment_ids")}, parts)
   # Off the mask nothing is meant, and zeros keep it from ever being read by accident.
   return batch | {k: jnp.where(batch["mask"] > 0, v, 0.0) for k, v in scored.items()}
+
+
+def policy_metrics(batch: dict[str, jax.Array]) -> step_lib.Metrics:
+  """How far the policy is from its reference and from its sampler, of a batch of `score_rollout`."""
+  mask, old = batch["mask"], batch["old_logprobs"]
+
+  def kl(kind):
+    estimate = losses.kl_estimate(old, batch["ref_logprobs"], kind=kind)
+    return Mean.of(losses.masked_sum(estimate, mask, axis=1))
+
+  gap = jnp.abs(batch["sampler_logprobs"] - old)
+  return {
+    "kl/ref": kl("k1"),
+    "kl/ref_k3": kl("k3"),
+    "entropy": Mean.of(batch["entropy"], mask),
+    "ppo/sampler_mismatch": Mean.of(gap, mask),
+    "ppo/sampler_mismatch_max": jnp.max(jnp.where(mask > 0, gap, 0.0)),
+  }
 
 
 def _in_parts(function, rows, parts: int):
