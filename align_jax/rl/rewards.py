@@ -54,6 +54,148 @@ def model_reward(
   return Reward(name, function, weight)
 
 
+def standardised(reward: Reward, reference: Rollout) -> Reward:
+  """(r − μ) / σ with μ and σ (population) of the same reward over the B responses of `reference`.
+
+  With responses of the policy before it learns, the start has mean 0 and variance 1, so that weights,
+  clips and members of an ensemble mean the same whatever a reward model's offset and scale.
+
+  Raises:
+    InputError: if the reward is the same for all of them, or they are fewer than two.
+
+  References:
+    Ziegler et al. 2019, https://arxiv.org/abs/1909.08593 (256 samples); Ouyang et al. 2022 (the mean
+    only), https://arxiv.org/abs/2203.02155.
+  """
+  values = _checked(reward, reference).astype(np.float64)
+  mean, std = values.mean(), values.std()
+  if not std > 1e-6 * max(1.0, abs(mean)):
+    raise InputError(
+      f"reward '{reward.name}' cannot be standardised: it is {mean:g} for each of {len(values)} "
+      "reference responses"
+    )
+  return dataclasses.replace(reward, function=lambda r: (reward.function(r) - mean) / std)
+
+
+ENSEMBLES = ("mean", "min", "uwo")
+
+
+def ensemble_reward(
+  name: str,
+  members: Sequence[Reward],
+  *,
+  combine: str = "mean",
+  variance_coef: float | None = None,
+  weight: float = 1.0,
+) -> tuple[Reward, Reward]:
+  """One reward from K, and beside it, with weight 0, their spread `<name>/spread`.
+
+  mean: mean_k r_k.  min: min_k r_k (worst case, WCO).  uwo: mean_k r_k − λ · var_k r_k.
+  var and the spread (a standard deviation) are the population's, ddof = 0, as in the paper's
+  best-of-n; its PPO code has ddof = 1, which is K / (K − 1) times the λ.
+
+  Args:
+    name: of the sum.
+    members: at least two. Reward models have arbitrary offsets, which only the mean does not care
+      about: for min and uwo each must be `standardised` first. Their own weights must be 1.
+    combine: one of `ENSEMBLES`.
+    variance_coef: λ ≥ 0 of uwo, and needed there; paper: 0.5 for best-of-n, 0.1 for PPO.
+    weight: of the combined reward.
+
+  References:
+    Coste et al. 2023, https://arxiv.org/abs/2310.02743.
+  """
+  if combine not in ENSEMBLES:
+    raise InputError(f"combine must be one of {', '.join(ENSEMBLES)}, not {combine!r}")
+  if (combine == "uwo") != (variance_coef is not None) or (variance_coef or 0.0) < 0:
+    raise InputError("variance_coef is for combine='uwo': needed there, never negative, else None")
+  if len(members) < 2 or any(member.weight != 1.0 for member in members):
+    raise InputError("an ensemble takes two members or more, each of weight 1")
+  values = _once(lambda rollout: np.stack([_checked(member, rollout) for member in members]))
+
+  def combined(rollout: Rollout) -> np.ndarray:
+    found = values(rollout)
+    if combine == "min":
+      return found.min(axis=0)
+    return found.mean(axis=0) - (variance_coef or 0.0) * found.var(axis=0)
+
+  spread = Reward(f"{name}/spread", lambda rollout: values(rollout).std(axis=0), 0.0)
+  return Reward(name, combined, weight), spread
+
+
+def _once(function: Callable[[Rollout], np.ndarray]) -> Callable[[Rollout], np.ndarray]:
+  """The function, remembering what it gave for the last rollout it was called with."""
+  last: list = [None, None]
+
+  def cached(rollout: Rollout) -> np.ndarray:
+    if last[0] is not rollout:
+      last[:] = rollout, function(rollout)
+    return last[1]
+
+  return cached
+
+
+def length_reward(name: str, *, target: int | None = None, weight: float = 1.0) -> Reward:
+  """The number of sampled tokens n, its EOS included; or with a target L, 1 − |n / L − 1|.
+
+  Without a target `weight` is the price of a token: −0.01 takes 0.01 off for each. With one it is a
+  triangle: 1 at n = L, 0 at 0 and at 2L, and negative beyond, so that it never stops pulling.
+
+  References:
+    Singhal et al. 2023, https://arxiv.org/abs/2310.03716 (the triangle, used there as the only reward).
+  """
+  if target is not None and target < 1:
+    raise InputError(f"a length reward's target must be at least 1 token, not {target}")
+
+  def function(rollout: Rollout) -> np.ndarray:
+    lengths = np.asarray(rollout.samples.lengths, np.float64)
+    return lengths if target is None else 1.0 - np.abs(lengths / target - 1.0)
+
+  return Reward(name, function, weight)
+
+
+def verified_reward(
+  name: str, check: Callable[..., bool], *, field: str | None = None, weight: float = 1.0
+) -> Reward:
+  """1 where a check of `rl.verifiers` passes, else 0.
+
+  Args:
+    name: of the term.
+    check: `(response) -> bool`, or with `field` `(response, reference) -> bool`.
+    field: the entry of a prompt's `meta` that holds the reference answer, a text or a number.
+    weight: of the term.
+
+  Raises:
+    InputError: when scored, if a prompt has no such entry, or one that the check cannot use.
+  """
+
+  def passes(prompt: Any, text: str) -> bool:
+    if field is None:
+      return check(text)
+    answer = reference_answer(prompt, field)
+    try:
+      return check(text, answer)
+    except ValueError as error:
+      raise InputError(f"{prompt.source or 'prompt'}: field '{field}': {error}") from error
+
+  def function(prompts: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
+    return np.array([passes(*row) for row in zip(prompts, texts)], np.float32)
+
+  return text_reward(name, function, weight=weight)
+
+
+def reference_answer(prompt: Any, field: str) -> str:
+  """`prompt.meta[field]` as text; raises InputError, naming the record, without a text or number."""
+  value = prompt.meta.get(field)
+  if isinstance(value, bool) or not isinstance(value, str | int | float):
+    complaint = "is missing" if value is None else f"must be a text or a number, not {value!r}"
+    found = ", ".join(f"'{name}'" for name in prompt.meta) or "none"
+    raise InputError(
+      f"{prompt.source or 'prompt'}: field '{field}' {complaint} (found: {found}; `columns` can name it)"
+    )
+  return str(value)
+
+
 def _model_scores(model, weights, tokens, segment_ids, response_mask):
   return objectives.response_scores(
     model, {"params": weights["trunk"]}, weights["head"], tokens, segment_ids, response_mask
