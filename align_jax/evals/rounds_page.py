@@ -103,7 +103,7 @@ def _shift(first: Collection, last: Collection) -> str:
   before, after = (c.reward_models["first"].accuracy for c in (first, last))
   apart = after.high < before.low or after.low > before.high
   text = (
-    f"The first reward model agrees with {report.percent(after.value)} of the last round's labels, "
+    f"The first reward model agrees with {report.percent(after.value)} of the last round’s labels, "
     f"after {report.percent(before.value)} in round 1"
     + ("" if apart else " (their intervals overlap)")
   )

@@ -145,6 +145,25 @@ def test_objectives_that_need_more_run_to_their_end(train, name, loss, changes):
   np.testing.assert_allclose(losses[0], loss, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rank, how", [(0, "cached"), (2, "recomputed")])
+def test_another_policy_may_be_the_reference(train, shared, root, checkpoint, rank, how):
+  """The policy starts where the reference has been left: its log-ratios are those that it had gained."""
+  options = {"reference_model": str(checkpoint), "reference": how, "model__lora__rank": rank}
+  lines = train(f"onwards-{rank}-{how}", model__init=str(root / "shared"), **options)
+  assert abs(losses_of(lines)[0] - np.log(2.0)) > 1e-4
+  np.testing.assert_allclose(evaluations_of(lines)[0], evaluations_of(shared)[-1], rtol=1e-5)
+  text = (root / f"onwards-{rank}-{how}" / "lineage.json").read_text()
+  parents = {p["role"]: p["path"] for p in json.loads(text)["parents"]}
+  assert parents == {"policy": str(root / "shared"), "ref": str(checkpoint)}
+
+
+@pytest.mark.parametrize("name, sync_every", [("simpo", 0), ("dpo", 2)])
+def test_a_reference_model_that_would_not_be_used_is_an_error(train, name, sync_every):
+  changes = {"objective__name": name, "objective__sync_every": sync_every}
+  with pytest.raises(InputError, match="reference_model is not used"):
+    train("unused", reference_model="smollm2", **changes)
+
+
 def test_a_run_without_a_reference_keeps_none(train, root, monkeypatch):
   def refuse(*_):
     raise AssertionError("a reference was asked for")
