@@ -57,7 +57,7 @@ def toy():
   liked = rl.text_reward("liked", count_liked)
 
   def iteration(settings, sampling, *, model=model, mesh=mesh, tx=tx, reward=liked, accumulate=1,
-                shaping=rl.ShapingConfig()):  # fmt: skip
+                shaping=rl.ShapingConfig()):  # fmt: skip  # noqa: B008
     draw = rl.policy_draw(
       model, sampling, prompts=["a prompt"], tokenizer=Tokenizer(), eos_ids=[EOS], mesh=mesh
     )
