@@ -12,8 +12,9 @@ from align_jax.evals.statistics import Estimate
 
 WIDTH, HEIGHT = 10.6, 8.2  # inches
 CAPTION = (
-  "Policies by the round that trained them, 0 being the start, on the same held-out prompts; pairs by the "
-  "round that collected them, with the policy of the round before. Bars are 95 % intervals."
+  "Everything by policy: 0 is the start, r the policy that round r trained. Scores, KL and diversity are "
+  "those of its answers to the same held-out prompts; the pairs and labels at r are those that it was "
+  "asked for by round r + 1. Bars are 95 % intervals."
 )
 _BLUE, _RED, _GREEN, _PURPLE, _BROWN = "#0067a5", "#c14e00", "#00795a", "#8e3a80", "#8c5a2b"
 _DASHED = (0, (4, 3))
@@ -36,10 +37,9 @@ def drift(found: Report) -> Figure:
   for place, draw in zip(axes.flat, draws):
     draw(place, found)
     place.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    low = 0 if draw in (_score, _win_rate, _kl, _lengths, _diversity, _old_pairs) else 1
-    place.set_xlim(low - 0.35, max(found.rounds, low + 1) + 0.35)
+    place.set_xlim(-0.35, found.rounds + 0.35)
   for place in axes[-1]:
-    place.set_xlabel("round")
+    place.set_xlabel("policy after round")
   return figure
 
 
@@ -76,11 +76,8 @@ def _as_estimate(value: Estimate | float) -> Estimate:
   return value if isinstance(value, Estimate) else Estimate(value, 0.0, math.nan, math.nan, 1)
 
 
-def _legend(axes, place: str = "best", columns: int = 1) -> None:
-  axes.legend(
-    fontsize=7.5, handlelength=1.7, borderaxespad=0.2, loc=place, ncols=columns,
-    columnspacing=1.0, labelspacing=0.3,
-  )  # fmt: skip
+def _legend(axes, place: str = "best") -> None:
+  axes.legend(fontsize=7.5, handlelength=1.7, borderaxespad=0.2, labelspacing=0.3, loc=place)
 
 
 def _shares(axes) -> None:
@@ -97,8 +94,9 @@ def _policies(found: Report) -> list[int]:
   return [p.round for p in found.policies]
 
 
-def _collected(found: Report) -> list[int]:
-  return [c.round for c in found.collections]
+def _sampled(found: Report) -> list[int]:
+  """The policies that said the pairs of every round."""
+  return [c.round - 1 for c in found.collections]
 
 
 def _score(axes, found: Report) -> None:
@@ -127,15 +125,25 @@ def _kl(axes, found: Report) -> None:
   _line(axes, rounds, [p.kl_previous for p in found.policies], _RED, "^", "to the previous, k1")
   axes.set_title("KL of whole responses")
   axes.set_ylabel("nats a response")
-  _legend(axes, "upper left")
+  _legend(axes)
 
 
 def _lengths(axes, found: Report) -> None:
   lengths = [p.evaluation.length for p in found.policies]
   _line(axes, _policies(found), lengths, _BLUE, "o", "answers, held-out")
-  rounds = _collected(found)
-  _line(axes, rounds, [c.chosen_length for c in found.collections], _GREEN, "s", "chosen")
-  _line(axes, rounds, [c.rejected_length for c in found.collections], _RED, "^", "rejected", "--")
+  rounds = _sampled(found)
+  _line(
+    axes, rounds, [c.chosen_length for c in found.collections], _GREEN, "s", "its pairs: chosen"
+  )
+  _line(
+    axes,
+    rounds,
+    [c.rejected_length for c in found.collections],
+    _RED,
+    "^",
+    "its pairs: rejected",
+    "--",
+  )
   axes.set_title("Length")
   axes.set_ylabel("tokens")
   _legend(axes)
@@ -153,11 +161,11 @@ def _diversity(axes, found: Report) -> None:
   axes.set_ylim(0, 1.05)
   axes.set_title("Ending and diversity")
   _shares(axes)
-  _legend(axes, "center right")
+  _legend(axes)
 
 
 def _agreement(axes, found: Report) -> None:
-  rounds = _collected(found)
+  rounds = _sampled(found)
   gold = [c.agreement for c in found.collections]
   _line(axes, rounds, gold, plots.MUTED, "", "gold judge", _DASHED)
   for name, colour, marker in (("first", _RED, "^"), ("newest", _GREEN, "s")):
@@ -165,7 +173,8 @@ def _agreement(axes, found: Report) -> None:
     accuracy = [model and model.accuracy for model in models]
     _line(axes, rounds, accuracy, colour, marker, f"{name} reward model")
   _level(axes, 0.5)
-  axes.set_title("Agreement with fresh labels")
+  axes.margins(y=0.2)  # for the legend
+  axes.set_title("Agreement with its fresh labels")
   _shares(axes)
   if axes.get_legend_handles_labels()[1]:
     _legend(axes)
@@ -184,31 +193,32 @@ def _old_pairs(axes, found: Report) -> None:
 
 
 def _dropped(axes, found: Report) -> None:
-  rounds = _collected(found)
+  rounds = _sampled(found)
   looks = {"identical": (_BLUE, "o"), "cut": (_BROWN, "h"), "tied": (_PURPLE, "D")}
   for why, (colour, marker) in looks.items():
     shares = [c.dropped[why] for c in found.collections]
     if why == "identical" or any(share.value for share in shares):
-      _line(axes, rounds, shares, colour, marker, f"no pair: {why}")
+      _line(axes, rounds, shares, colour, marker, f"prompts lost: {why}")
   ties = [c.gold_ties for c in found.collections]
-  _line(axes, rounds, ties, plots.MUTED, "", "gold ties among pairs", _DASHED)
+  _line(axes, rounds, ties, plots.MUTED, "", "pairs: a tie to the gold judge", _DASHED)
   axes.set_ylim(bottom=0)
-  axes.set_title("Prompts lost, pairs without a difference")
+  axes.set_title("Nothing to choose between")
   _shares(axes)
   if axes.get_legend_handles_labels()[1]:
-    _legend(axes)
+    _legend(axes, "upper left")
 
 
 def _families(axes, found: Report) -> None:
   names = sorted({name for c in found.collections for name in c.families})
-  rounds, below = _collected(found), [0.0] * len(found.collections)
+  rounds, below = _sampled(found), [0.0] * len(found.collections)
   for place, name in enumerate(names):
     shares = [c.families.get(name, 0.0) for c in found.collections]
     colour = _FAMILY_COLOURS[place % len(_FAMILY_COLOURS)]
     axes.bar(rounds, shares, bottom=below, width=0.62, color=(colour, 0.6), label=name, zorder=2)
     below = [a + b for a, b in zip(below, shares)]
-  axes.set_title("Families among the pairs")
+  axes.set_title("Families among its pairs")
   axes.set_ylim(0, 1)
+  axes.grid(visible=False)
   _shares(axes)
   if 1 < len(names) <= len(_FAMILY_COLOURS):
     handles, labels = axes.get_legend_handles_labels()
