@@ -198,9 +198,9 @@ def _dropped(axes, found: Report) -> None:
   for why, (colour, marker) in looks.items():
     shares = [c.dropped[why] for c in found.collections]
     if why == "identical" or any(share.value for share in shares):
-      _line(axes, rounds, shares, colour, marker, f"prompts lost: {why}")
+      _line(axes, rounds, shares, colour, marker, f"prompts: {why}")
   ties = [c.gold_ties for c in found.collections]
-  _line(axes, rounds, ties, plots.MUTED, "", "pairs: a tie to the gold judge", _DASHED)
+  _line(axes, rounds, ties, plots.MUTED, "", "pairs: a gold tie", _DASHED)
   axes.set_ylim(bottom=0)
   axes.set_title("Nothing to choose between")
   _shares(axes)
