@@ -126,8 +126,9 @@ class _Log:
         self._ask(step, values)
 
   def after_dispatch(self, step: int, metrics):
+    known_at = metrics_lib.known_at(metrics)  # a step that waits for its own end is timed to here
     self.flush()
-    self._pending = (step, metrics)
+    self._pending = (step, metrics, known_at)
 
   def evaluation(self, step: int, values: dict[str, float]):
     self.flush()
@@ -137,10 +138,10 @@ class _Log:
   def flush(self):
     if self._pending is None:
       return
-    step, metrics = self._pending
+    step, metrics, known_at = self._pending
     self._pending = None
     values = metrics_lib.to_floats(metrics)
-    values["tokens_per_s"] = values.pop("tokens") / self._watch.lap()
+    values["tokens_per_s"] = values.pop("tokens") / self._watch.lap(known_at)
     self._writer.write(step, values)
     if not math.isfinite(values["loss"]):
       reason = f"the loss is {values['loss']} at step {step}"

@@ -94,13 +94,20 @@ class Progress:
     self._bar.close()
 
 
+def known_at(metrics: dict[str, Any]) -> float | None:
+  """The time, if the device is done with these metrics already; else None."""
+  arrays = [x for x in jax.tree.leaves(metrics) if isinstance(x, jax.Array)]
+  return time.perf_counter() if all(x.is_ready() for x in arrays) else None
+
+
 class Stopwatch:
-  """Rates between successive calls."""
+  """Seconds between successive calls."""
 
   def __init__(self):
     self._last = time.perf_counter()
 
-  def lap(self) -> float:
-    now = time.perf_counter()
+  def lap(self, at: float | None = None) -> float:
+    """Seconds since the last call, up to now or to a time `at` that has passed."""
+    now = time.perf_counter() if at is None else at
     seconds, self._last = now - self._last, now
     return seconds

@@ -1,5 +1,6 @@
 """The loop: resumes bit-exactly wherever it was stopped, stops when told, and says where it broke."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -273,6 +274,23 @@ def test_reports_are_made_at_checkpoints(tmp_path, mesh, compiled):
   report = lambda: found.append(len(lines(tmp_path)))  # noqa: E731
   run(tmp_path, 9, mesh, compiled, checkpoint_every=4, report=report)
   assert found == [4, 8]
+
+
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_a_step_that_waits_for_its_own_end_is_timed_by_itself(tmp_path, mesh, monkeypatch, every):
+  """Step t takes t + 1 s by this clock, and 12 tokens: also the last one, and those at checkpoints."""
+  now = [0.0]
+  monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+
+  def slow(train_state, batch):
+    now[0] += int(train_state.step) + 1
+    values = {"loss": jnp.float32(0), "tokens": 12}
+    return dataclasses.replace(train_state, step=train_state.step + 1), jax.block_until_ready(
+      values
+    )
+
+  run(tmp_path, 4, mesh, lambda s, _, batch: slow(s, batch), checkpoint_every=every)
+  assert [line["tokens_per_s"] for line in lines(tmp_path)] == [12.0, 6.0, 4.0, 3.0]
 
 
 def test_workdir_of_another_config_is_refused(tmp_path):
