@@ -104,3 +104,19 @@ def test_other_data_is_not_resumed(options, size, complaint):
   other = iter(Windows(stream(**options), size, lambda indices, rng: [indices]))
   with pytest.raises(InputError, match="the data to resume had " + complaint):
     other.set_state(state)
+
+
+def test_iterators_side_by_side_resume_each_where_it_was():
+  def make():
+    sets = [streams.Stream((0, n), (1.0,), seed=n, shuffle=True, total=None) for n in (5, 7)]
+    windows = [streams.Windows(s, 4, lambda indices, rng: list(indices)) for s in sets]
+    return streams.Zipped(first=iter(windows[0]), second=iter(windows[1]))
+
+  plain, resumed = make(), make()
+  expected = [next(plain) for _ in range(9)]
+  for _ in range(4):
+    next(resumed)
+  again = make()
+  again.set_state(resumed.get_state())
+  assert [next(again) for _ in range(5)] == expected[4:]
+  assert expected[0].keys() == {"first", "second"}

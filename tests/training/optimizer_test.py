@@ -1,11 +1,15 @@
-"""Schedules hit their corner values; weight decay touches matrices only."""
+"""Schedules hit their corner values; weight decay touches matrices only; parts learn apart."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from align_jax import sharding
 from align_jax.errors import InputError
+from align_jax.training import optimizer
+from align_jax.training import state as state_lib
 from align_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 
 
@@ -64,3 +68,28 @@ def test_gradients_are_clipped_by_global_norm():
 def test_unusable_settings_are_errors(change):
   with pytest.raises(InputError):
     OptimizerConfig(**{"learning_rate": 1.0} | change)
+
+
+def test_parts_are_clipped_and_scheduled_apart_and_may_wait():
+  """Of two parameters with gradients of 3 and 4, each meets its own clip; the second starts late."""
+  tx = optimizer.by_part(
+    a=optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)),
+    b=optimizer.delayed(optax.sgd(optax.piecewise_constant_schedule(1.0, {1: 0.1})), 2),
+  )
+  params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+  state, path = tx.init(params), []
+  for _ in range(4):
+    updates, state = tx.update({"a": jnp.full(1, 3.0), "b": jnp.full(1, 4.0)}, state, params)
+    path.append((float(updates["a"][0]), float(updates["b"][0])))
+  np.testing.assert_allclose(path, [(-1, 0), (-1, 0), (-1, -4), (-1, -0.4)], rtol=1e-6)
+
+
+def test_moments_of_parts_are_placed_like_their_parameters():
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=8, tensor=1), jax.devices())
+  placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+  params = {name: jax.device_put(jnp.zeros((16, 4)), placed) for name in ("a", "b")}
+  tx = optimizer.by_part(a=optax.adam(1e-3), b=optimizer.delayed(optax.adam(1e-3), 2))
+  state = state_lib.create_state(params, tx, 0, mesh)
+  moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (16, 4)]
+  assert len(moments) == 4
+  assert all(x.sharding.is_equivalent_to(placed, 2) for x in moments)
