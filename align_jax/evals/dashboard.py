@@ -52,10 +52,8 @@ class Run:
   def state(self) -> str:
     """Where it stands, in words."""
     of = f" of {self.planned}" if self.planned else ""
-    if self.stop and self.finished:
-      return f"stopped after {self.steps}{of} steps: {self.stop[1]}"
     if self.stop:
-      return f"diverged: {self.stop[1]}"
+      return f"stopped after {self.steps}{of} steps: {self.stop[1]}"
     word = "finished" if self.finished else "running or interrupted"
     return f"{word}, {self.steps}{of} steps"
 
