@@ -62,8 +62,7 @@ def get_config(real: str = "") -> config_dict.ConfigDict:
 
 def _real(config, start: str, prompts: str, held_out: str, reward_model: str):
   config.start = start
-  config.sft = config_dict.placeholder(dict)
-  config.reward = config_dict.placeholder(dict)
+  config.sft = config.reward = None
   config.reward_model = reward_model
   config.retrain_reward = False
   config.rounds = 2

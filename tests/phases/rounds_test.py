@@ -315,6 +315,13 @@ def test_bad_settings_are_refused_before_anything_is_trained(start, tmp_path, ch
   assert not list(pathlib.Path(tmp_path).rglob("metrics.jsonl"))
 
 
+@pytest.mark.parametrize("real", ["", "smollm2,train.jsonl,dev.jsonl,runs/reward"])
+def test_both_settings_of_the_config_file_are_settings(real):
+  config = rounds_config.get_config(real)
+  built = config_lib.build(rounds.RoundsConfig, config.to_dict())
+  assert (built.sft is None) == (built.labeller.reward_model == "runs/reward") == bool(real)
+
+
 def test_retraining_needs_to_know_how(start, tmp_path):
   with pytest.raises(InputError, match="retrain_reward needs config.reward"):
     rounds.run(
