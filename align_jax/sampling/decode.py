@@ -1,4 +1,8 @@
-"""The compiled part of generation: prefill and decode loop."""
+"""The compiled parts of generation: prefill, admission to the rows in flight, decoding, resizing.
+
+Every row in flight owns a row of the caches, where slot = position. Rows may be of different ages; a
+row that has ended stays, does no harm, and is overwritten when another takes its place.
+"""
 
 import dataclasses
 import functools
@@ -7,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from align_jax import models
+from align_jax import models, sharding
 from align_jax.sampling.distribution import Decoding, draw
-from align_jax.sampling.samples import Samples
 
 
 @jax.tree_util.register_dataclass
@@ -23,20 +26,45 @@ class Policy:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Rows:
-  """What decoding writes, besides the caches."""
+class Prefilled:
+  """P prompts, read once and ready to be continued by any number of rows."""
 
-  step: jax.Array  # [] tokens drawn so far
-  tokens: jax.Array  # [B, S]
-  logprobs: jax.Array  # [B, S]
-  sampled: jax.Array  # [B, S] bool
-  ended: jax.Array  # [B] bool: nothing more is written
+  lengths: jax.Array  # [P]
+  budgets: jax.Array  # [P]
+  keys: jax.Array  # [P] keys fold_in(rng, prompt id)
+  logits: jax.Array  # [P, V] of the token behind the prompt
+  seen: jax.Array | None  # [P, V] bool, where the distribution asks for it
+  caches: tuple[Any, ...]  # of W slots, one per variables
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """What is known of each of B rows in flight, and the up to N tokens it has drawn."""
+
+  lengths: jax.Array  # [B] of the prompt
+  budgets: jax.Array  # [B]
+  keys: jax.Array  # [B] keys fold_in(prompt's, sample index)
+  counts: jax.Array  # [B] tokens drawn
+  last: jax.Array  # [B] the newest of them, not in the cache yet
+  tokens: jax.Array  # [B, N]
+  logprobs: jax.Array  # [B, N]
+  ended: jax.Array  # [B] bool: nothing more is written; true of rows not in use
   finished: jax.Array  # [B] bool: ended by an EOS
-  seen: jax.Array | None  # [B, V] bool, where the distribution asks for it
+  seen: jax.Array | None  # [B, V] bool
 
 
-@functools.partial(jax.jit, static_argnames=("model", "samples_per_prompt", "size"))
-def generate_rows(
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Flight:
+  """All rows in flight with their caches."""
+
+  rows: Rows
+  caches: tuple[Any, ...]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh"))
+def prefill(
   model: models.Transformer,
   policy: Policy,
   tokens: jax.Array,
@@ -44,59 +72,165 @@ def generate_rows(
   ids: jax.Array,
   budgets: jax.Array,
   rng: jax.Array,
-  *,
-  samples_per_prompt: int,
-  size: int,
-  eos_ids: jax.Array,
-  pad_id: jax.Array,
   decoding: Decoding,
-) -> Samples:
-  """Tokens [P, W] padded, lengths [P] (0: no row), ids [P], budgets [P] -> P * G rows of `size`."""
-  count, width = tokens.shape
-  repeat = functools.partial(_repeat, times=samples_per_prompt)
-  keys = _row_keys(rng, ids, samples_per_prompt)
-  hidden, caches = _prefill(model, policy, tokens, lengths, size)
-  hidden, caches = repeat(hidden), jax.tree.map(lambda x: repeat(x, axis=1), caches)
-  tokens, lengths, budgets = repeat(tokens), repeat(lengths), repeat(budgets)
-  rows = _start(model, tokens, lengths, size, pad_id, decoding)
-
-  def sample(rows, hidden):
-    logits = _logits(model, policy, hidden)
-    position = lengths + rows.step
-    drawn = draw(jax.vmap(jax.random.fold_in)(keys, position), logits, decoding, rows.seen)
-    return _write(rows, position, *drawn, eos_ids, budgets)
-
-  def step(carry):
-    rows, caches = carry
-    position = (lengths + rows.step - 1)[:, None]
-    token = jnp.take_along_axis(rows.tokens, position, axis=1, mode="clip")
-    hidden, caches = _forward(model, policy, caches, token, position)
-    return sample(rows, [h[:, 0] for h in hidden]), caches
-
-  rows, _ = jax.lax.while_loop(
-    lambda carry: ~jnp.all(carry[0].ended), step, (sample(rows, hidden), caches)
-  )
-  return Samples(rows.tokens, lengths, rows.sampled, rows.logprobs, rows.finished)
-
-
-def _repeat(tree, times: int, axis: int = 0):
-  return jax.tree.map(lambda x: jnp.repeat(x, times, axis=axis), tree)
-
-
-def _row_keys(rng, ids, samples_per_prompt: int) -> jax.Array:
-  """[P * G] keys fold_in(fold_in(rng, id), sample index)."""
-  of_prompt = jax.vmap(functools.partial(jax.random.fold_in, rng))(ids)
-  indices = jnp.arange(samples_per_prompt)
-  keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(of_prompt, indices)
-  return keys.reshape(-1)
-
-
-def _prefill(model, policy: Policy, tokens, lengths, size: int):
-  """The last hidden state [P, D] of every prompt and its cache of `size` slots, per variables."""
-  caches = [models.init_cache(model, len(tokens), size) for _ in policy.variables]
-  hidden, caches = _forward(model, policy, caches, tokens, None)
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Prefilled:
+  """Reads tokens [P, W], of which lengths [P] are real; ids, budgets [P] as in `Prompts`."""
+  caches = [models.init_cache(model, *tokens.shape) for _ in policy.variables]
+  hidden, caches = _forward(model, policy, _split(caches, mesh), tokens, None)
   last = jnp.maximum(lengths - 1, 0)[:, None, None]
-  return [jnp.take_along_axis(h, last, axis=1)[:, 0] for h in hidden], caches
+  hidden = [jnp.take_along_axis(h, last, axis=1)[:, 0] for h in hidden]
+  seen = None
+  if decoding.repetition_penalty is not None:
+    vocab, inside = model.config.vocab_size, jnp.arange(tokens.shape[1]) < lengths[:, None]
+    at = jnp.arange(len(tokens))[:, None], jnp.where(inside, tokens, vocab)
+    seen = jnp.zeros((len(tokens), vocab), bool).at[at].set(True, mode="drop")
+  keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(ids)
+  return Prefilled(lengths, budgets, keys, _logits(model, policy, hidden), seen, caches)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "policies", "rows", "slots", "budget", "mesh")
+)
+def empty_flight(
+  model: models.Transformer,
+  prefilled: Prefilled,
+  *,
+  policies: int,
+  rows: int,
+  slots: int,
+  budget: int,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Flight:
+  """No rows in flight, but room for `rows`; `prefilled` only says of what kind."""
+  numbers = jnp.zeros(rows, jnp.int32)
+  seen = prefilled.seen
+  empty = Rows(
+    lengths=numbers,
+    budgets=numbers,
+    keys=jnp.repeat(prefilled.keys[:1], rows),
+    counts=numbers,
+    last=numbers,
+    tokens=jnp.zeros((rows, budget), jnp.int32),
+    logprobs=jnp.zeros((rows, budget), jnp.float32),
+    ended=jnp.ones(rows, bool),
+    finished=jnp.zeros(rows, bool),
+    seen=None if seen is None else jnp.zeros((rows, seen.shape[1]), bool),
+  )
+  caches = tuple(models.init_cache(model, rows, slots) for _ in range(policies))
+  return Flight(_split(empty, mesh, axis=0), _split(caches, mesh))
+
+
+@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("flight",))
+def admit(
+  flight: Flight,
+  prefilled: Prefilled,
+  slots: jax.Array,
+  sources: jax.Array,
+  indices: jax.Array,
+  eos_ids: jax.Array,
+  decoding: Decoding,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Flight:
+  """Row slots[i] becomes sample indices[i] of prompt sources[i] and draws its first token.
+
+  All [R] int32; a slot that does not exist is nobody's.
+  """
+  pick = lambda x: None if x is None else x[sources]  # noqa: E731
+  zeros, budget = jnp.zeros_like(slots), flight.rows.tokens.shape[1]
+  newcomers = Rows(
+    lengths=prefilled.lengths[sources],
+    budgets=prefilled.budgets[sources],
+    keys=jax.vmap(jax.random.fold_in)(prefilled.keys[sources], indices),
+    counts=zeros,
+    last=zeros,
+    tokens=jnp.zeros((len(slots), budget), jnp.int32),
+    logprobs=jnp.zeros((len(slots), budget), jnp.float32),
+    ended=jnp.zeros(len(slots), bool),
+    finished=jnp.zeros(len(slots), bool),
+    seen=pick(prefilled.seen),
+  )
+  newcomers = _draw(newcomers, prefilled.logits[sources], eos_ids, decoding)
+  put = lambda all, new: all.at[slots].set(new, mode="drop")  # noqa: E731
+  rows = jax.tree.map(put, flight.rows, newcomers)
+
+  def insert(cache, new):
+    return cache.at[:, slots, :, : new.shape[3]].set(new[:, sources], mode="drop")
+
+  caches = jax.tree.map(insert, flight.caches, prefilled.caches)
+  return Flight(_split(rows, mesh, axis=0), _split(caches, mesh))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh"), donate_argnames=("flight",))
+def decode(
+  model: models.Transformer,
+  policy: Policy,
+  flight: Flight,
+  stopped: jax.Array,
+  steps: jax.Array,
+  patience: jax.Array,
+  eos_ids: jax.Array,
+  decoding: Decoding,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Flight:
+  """Up to `steps` tokens for every row; less when `patience` rows have ended or a cache is full.
+
+  stopped [B] bool: rows that something else has ended.
+  """
+  slots = jax.tree.leaves(flight.caches)[0].shape[3]
+
+  def going(carry):
+    step, rows, _ = carry
+    reach = jnp.max(jnp.where(rows.ended, 0, rows.lengths + rows.counts))
+    return (step < steps) & (jnp.sum(rows.ended) < patience) & (reach <= slots)
+
+  def forward(carry):
+    step, rows, caches = carry
+    position = jnp.maximum(rows.lengths + rows.counts - 1, 0)[:, None]
+    hidden, caches = _forward(model, policy, caches, rows.last[:, None], position)
+    logits = _logits(model, policy, [h[:, 0] for h in hidden])
+    return step + 1, _draw(rows, logits, eos_ids, decoding), caches
+
+  rows = dataclasses.replace(flight.rows, ended=flight.rows.ended | stopped)
+  start = jnp.zeros((), jnp.int32), rows, flight.caches
+  _, rows, caches = jax.lax.while_loop(going, forward, start)
+  return Flight(_split(rows, mesh, axis=0), _split(caches, mesh))
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "mesh"))
+def resize(caches: Any, slots: int, *, mesh: jax.sharding.Mesh | None = None) -> Any:
+  """The caches with `slots` slots; none beyond may be in use."""
+
+  def change(cache):
+    missing = max(slots - cache.shape[3], 0)
+    return jnp.pad(cache[:, :, :, :slots], [(0, 0)] * 3 + [(0, missing), (0, 0)])
+
+  return _split(jax.tree.map(change, caches), mesh)
+
+
+def _draw(rows: Rows, logits, eos_ids, decoding: Decoding) -> Rows:
+  """The rows with one more token each; those that have ended stay as they are."""
+  keys = jax.vmap(jax.random.fold_in)(rows.keys, rows.lengths + rows.counts)
+  token, logprob = draw(keys, logits, decoding, rows.seen)
+  # A row that has ended writes nothing: its index lies outside and is dropped.
+  count, size = rows.tokens.shape
+  row, active = jnp.arange(count), ~rows.ended
+  at = row, jnp.where(active, rows.counts, size)
+  is_eos = jnp.isin(token, eos_ids) & active
+  counts = rows.counts + active
+  return dataclasses.replace(
+    rows,
+    counts=counts,
+    last=jnp.where(active, token, rows.last),
+    tokens=rows.tokens.at[at].set(token, mode="drop"),
+    logprobs=rows.logprobs.at[at].set(logprob, mode="drop"),
+    ended=rows.ended | is_eos | (counts >= rows.budgets),
+    finished=rows.finished | is_eos,
+    seen=None if rows.seen is None else rows.seen.at[row, token].set(True),
+  )
 
 
 def _logits(model, policy: Policy, hidden) -> jax.Array:
@@ -122,44 +256,13 @@ def _forward(model, policy: Policy, caches, tokens, positions):
     )
     for variables, cache in zip(policy.variables, caches)
   ]
-  return [hidden for hidden, _ in out], [changed["cache"] for _, changed in out]
+  return [hidden for hidden, _ in out], tuple(changed["cache"] for _, changed in out)
 
 
-def _start(model, tokens, lengths, size: int, pad_id, decoding: Decoding) -> _Rows:
-  count, width = tokens.shape
-  inside = jnp.arange(width) < lengths[:, None]
-  seen = None
-  if decoding.repetition_penalty is not None:
-    vocab = model.config.vocab_size
-    at = jnp.arange(count)[:, None], jnp.where(inside, tokens, vocab)
-    seen = jnp.zeros((count, vocab), bool).at[at].set(True, mode="drop")
-  prompt = jnp.where(inside, tokens, pad_id)
-  return _Rows(
-    step=jnp.zeros((), jnp.int32),
-    tokens=jnp.pad(prompt, ((0, 0), (0, size - width)), constant_values=pad_id),
-    logprobs=jnp.zeros((count, size), jnp.float32),
-    sampled=jnp.zeros((count, size), bool),
-    ended=lengths == 0,
-    finished=jnp.zeros(count, bool),
-    seen=seen,
-  )
-
-
-def _write(rows: _Rows, position, token, logprob, eos_ids, budgets) -> _Rows:
-  """The rows with one more token each, at `position` [B]."""
-  # A row that has ended writes nothing: its index lies outside and is dropped.
-  count, size = rows.tokens.shape
-  at = jnp.arange(count), jnp.where(rows.ended, size, position)
-  is_eos = jnp.isin(token, eos_ids) & ~rows.ended
-  seen = rows.seen
-  if seen is not None:
-    seen = seen.at[jnp.arange(count), token].set(True)
-  return _Rows(
-    rows.step + 1,
-    rows.tokens.at[at].set(token, mode="drop"),
-    rows.logprobs.at[at].set(logprob, mode="drop"),
-    rows.sampled.at[at].set(True, mode="drop"),
-    rows.ended | is_eos | (rows.step + 1 >= budgets),
-    rows.finished | is_eos,
-    seen,
-  )
+def _split(tree, mesh, axis: int = 1):
+  """The tree with the rows on `axis` split over the mesh, always alike: one program is enough."""
+  if mesh is None:
+    return tree
+  spec = jax.sharding.PartitionSpec(*[None] * axis, sharding.BATCH_AXES)
+  place = jax.sharding.NamedSharding(mesh, spec)
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place), tree)

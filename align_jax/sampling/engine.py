@@ -1,4 +1,4 @@
-"""Batched generation: one compiled prefill and decode loop per shape."""
+"""Generation: the settings of a call, checked, and what comes of it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,10 +8,12 @@ import numpy as np
 
 from align_jax import models, sharding
 from align_jax.errors import InputError
-from align_jax.sampling import requests, stops
-from align_jax.sampling.decode import Policy, generate_rows
+from align_jax.sampling import requests, scheduler, stops
+from align_jax.sampling.decode import Policy
 from align_jax.sampling.distribution import make_decoding
 from align_jax.sampling.samples import Samples
+
+PATIENCE = 8  # with slots, rows are refilled when one in so many has ended
 
 
 def generate(
@@ -37,6 +39,7 @@ def generate(
   mesh: jax.sharding.Mesh | None = None,
   prompt_ids: Sequence[int] | None = None,
   batch_size: int | None = None,
+  slots: int | None = None,
 ) -> Samples:
   """Samples G responses to every prompt; rows come prompt by prompt, B = P * G of them.
 
@@ -69,42 +72,34 @@ def generate(
       those of π^(1-w) π₂^w, normalised (Nash-MD, Munos et al. 2023).
     mesh: splits the rows over `data` and `fsdp`.
     prompt_ids: [P] integers; 0, 1, 2... by default. Two equal prompts need different ids.
-    batch_size: rows decoded at a time, whole prompts of them; all of them by default.
+    batch_size: rows decoded at a time, whole prompts of them; all of them by default. The next
+      batch begins when the longest response of this one is done.
+    slots: rows decoded at a time, continuously: when one in eight has ended, the next of the queue
+      take their places. The samples are the same.
 
   Returns:
     `Samples` of NumPy arrays with S = W + max N, W being the longest prompt (or the width of the
-    padded array) rounded up to a multiple of 16. A program is compiled for each (rows, W, max N)
-    and kind of distribution.
+    padded array) rounded up to a multiple of 16. For each (rows, W, max N) and kind of distribution
+    at most w = 1 + log2(W / 16) prefills and s = 1 + log2(S / 64) decode loops are compiled, and of
+    the small programs w * s admissions and s² resizings.
 
   Raises:
     InputError: on an empty prompt or a setting out of range.
   """
   decoding = make_decoding(temperature, top_k, top_p, min_p, repetition_penalty)
-  stop = stops.check(stop, tokenizer)
+  sampler = scheduler.Sampler(
+    model,
+    _policy(params, lora, mixture),
+    decoding,
+    rng,
+    np.array(eos_ids, np.int32),
+    stops.check(stop, tokenizer),
+    tokenizer,
+    mesh,
+  )
   asked = requests.make_prompts(prompts, lengths, prompt_ids, max_new_tokens, pad_id)
-  policy = _policy(params, lora, mixture)
-  group = _prompts_at_a_time(len(asked), samples_per_prompt, batch_size, mesh)
-  parts = []
-  for start in range(0, len(asked), group):
-    part = asked.part(start, group)
-    batch = part.tokens, part.lengths, part.ids, part.budgets
-    parts.append(
-      generate_rows(
-        model,
-        policy,
-        *(batch if mesh is None else sharding.put_batch(batch, mesh)),
-        rng,
-        samples_per_prompt=samples_per_prompt,
-        size=asked.tokens.shape[1] + int(asked.budgets.max()),
-        eos_ids=np.array(eos_ids, np.int32),
-        pad_id=np.int32(pad_id),
-        decoding=decoding,
-      )
-    )
-  # One transfer at the end: the device decodes the next group while Python prepares it.
-  count = len(asked) * samples_per_prompt
-  samples = jax.tree.map(lambda *x: np.concatenate(x)[:count], *jax.device_get(parts))
-  return _cut(samples, stop, tokenizer, pad_id) if stop else samples
+  plan = _plan(len(asked), samples_per_prompt, batch_size, slots, mesh)
+  return _assemble(asked, scheduler.run(sampler, asked, plan), samples_per_prompt, pad_id)
 
 
 def _policy(params, lora, mixture) -> Policy:
@@ -117,37 +112,50 @@ def _policy(params, lora, mixture) -> Policy:
   return Policy((variables, dict(second)), np.float32(weight))
 
 
-def _prompts_at_a_time(count: int, samples_per_prompt: int, batch_size, mesh) -> int:
-  if samples_per_prompt < 1:
-    raise InputError(f"samples_per_prompt must be at least 1, got {samples_per_prompt}")
+def _plan(count: int, samples_per_prompt: int, batch_size, slots, mesh) -> scheduler.Plan:
+  for name, value in (("samples_per_prompt", samples_per_prompt), ("slots", slots)):
+    if value is not None and value < 1:
+      raise InputError(f"{name} must be at least 1, got {value}")
+  if slots is not None and batch_size is not None:
+    raise InputError("slots and batch_size both say how many rows are decoded at a time: give one")
   if batch_size is not None and batch_size < samples_per_prompt:
     raise InputError(
       f"batch_size must be at least {samples_per_prompt}, the samples of one prompt,"
       f" got {batch_size}"
     )
-  group = requests.row_bucket(count)
-  if batch_size is not None:
-    group = min(group, batch_size // samples_per_prompt)
-  if mesh is not None:
-    if jax.process_count() > 1:
-      raise InputError(
-        "generate works within one process: sampling on several hosts is not built yet"
-      )
-    ways = sharding.batch_ways(mesh)
-    group = -(-group // ways) * ways
-  return group
+  ways = 1 if mesh is None else sharding.batch_ways(mesh)
+  if mesh is not None and jax.process_count() > 1:
+    raise InputError(
+      "generate works within one process: sampling on several hosts is not built yet"
+    )
+  prompts = requests.row_bucket(count)
+  if slots is None:
+    if batch_size is not None:
+      prompts = min(prompts, batch_size // samples_per_prompt)
+    prompts = _round_up(prompts, ways)
+    rows = prompts * samples_per_prompt
+    return scheduler.Plan(rows, prompts, rows, samples_per_prompt)
+  rows = _round_up(min(slots, prompts * samples_per_prompt), ways)
+  patience = max(rows // PATIENCE, 1)
+  prompts = _round_up(-(-patience // samples_per_prompt), ways)
+  return scheduler.Plan(rows, prompts, patience, samples_per_prompt)
 
 
-def _cut(samples: Samples, stop: tuple[str, ...], tokenizer: Any, pad_id: int) -> Samples:
-  """The samples, each ended by its first stop string."""
-  tokens, mask, logprobs, finished = (
-    np.array(x) for x in (samples.tokens, samples.response_mask, samples.logprobs, samples.finished)
-  )
-  for row, response in enumerate(samples.responses()):
-    end = stops.first_end(response, stop, tokenizer)
-    if end is None:
-      continue
-    behind = slice(samples.prompt_lengths[row] + end, None)
-    tokens[row, behind], mask[row, behind], logprobs[row, behind] = pad_id, False, 0.0
-    finished[row] = True
-  return Samples(tokens, samples.prompt_lengths, mask, logprobs, finished)
+def _round_up(count: int, multiple: int) -> int:
+  return -(-count // multiple) * multiple
+
+
+def _assemble(
+  prompts: requests.Prompts, responses: scheduler.Responses, samples_per_prompt: int, pad_id: int
+) -> Samples:
+  """Rows of prompt, response and padding."""
+  rows, size = len(responses.counts), prompts.tokens.shape[1] + responses.tokens.shape[1]
+  tokens, logprobs = np.full((rows, size), pad_id, np.int32), np.zeros((rows, size), np.float32)
+  lengths = np.repeat(prompts.lengths, samples_per_prompt)
+  for row, (start, count) in enumerate(zip(lengths, responses.counts)):
+    tokens[row, :start] = prompts.tokens[row // samples_per_prompt, :start]
+    tokens[row, start : start + count] = responses.tokens[row, :count]
+    logprobs[row, start : start + count] = responses.logprobs[row, :count]
+  at = np.arange(size)
+  mask = (at >= lengths[:, None]) & (at < (lengths + responses.counts)[:, None])
+  return Samples(tokens, lengths, mask, logprobs, responses.finished)

@@ -177,10 +177,10 @@ def test_a_lora_collection_acts(model, params, generate, prompts):
 
 def test_few_programs_serve_many_shapes(generate, prompts):
   generate(prompts)
-  before = decode.generate_rows._cache_size()
+  before = decode.decode._cache_size()
   for count, length, temperature in itertools.product((5, 8), (2, 7, 16), (0.5, 1.5)):
     generate([np.full(length, 3)] * count, temperature=temperature)
-  assert decode.generate_rows._cache_size() == before
+  assert decode.decode._cache_size() == before
   assert {requests.row_bucket(n) for n in range(1, 65)} == {1, 2, 4, 8, *range(16, 65, 8)}
 
 
@@ -191,15 +191,25 @@ def test_a_mesh_changes_nothing(generate, prompts, samples):
   )
 
 
-def test_the_compiled_part_accepts_shapes_alone(model):
-  shape = jax.ShapeDtypeStruct
-  lowered = decode.generate_rows.lower(
-    model, decode.Policy(({"params": models.abstract_params(model)},)), shape((4, 16), jnp.int32),
-    shape((4,), jnp.int32), shape((4,), jnp.uint32), shape((4,), jnp.int32),
-    jax.eval_shape(lambda: jax.random.key(0)), samples_per_prompt=1, size=19,
-    eos_ids=shape((1,), jnp.int32), pad_id=0, decoding=sampling.Decoding(),
-  )  # fmt: skip
-  assert lowered.out_info.tokens.shape == (4, 19)
+def test_the_compiled_parts_accept_shapes_alone(model):
+  shape, rng = jax.ShapeDtypeStruct, jax.eval_shape(lambda: jax.random.key(0))
+  policy = decode.Policy(({"params": models.abstract_params(model)},))
+  decoding, numbers, eos = sampling.Decoding(), shape((4,), jnp.int32), shape((1,), jnp.int32)
+  prefilled = decode.prefill.lower(
+    model, policy, shape((4, 16), jnp.int32), numbers, shape((4,), jnp.uint32), numbers, rng, decoding
+  ).out_info  # fmt: skip
+  assert prefilled.logits.shape == (4, VOCAB)
+  flight = decode.empty_flight.lower(
+    model, prefilled, policies=1, rows=8, slots=32, budget=3
+  ).out_info
+  eights = shape((8,), jnp.int32)
+  flight = decode.admit.lower(
+    flight, prefilled, eights, eights, eights, eos, decoding
+  ).out_info  # fmt: skip
+  flight = decode.decode.lower(
+    model, policy, flight, shape((8,), bool), 3, 8, eos, decoding
+  ).out_info  # fmt: skip
+  assert flight.rows.tokens.shape == (8, 3)
 
 
 def test_texts_come_without_special_tokens(samples):
