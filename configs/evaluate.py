@@ -15,7 +15,9 @@ def get_config() -> config_dict.ConfigDict:
   config.data = "microworld:n=512,split=heldout,draw=2"  # prompts, or pairs for a reward model
   config.policy = config_dict.placeholder(str)  # None: the workdir itself
   config.reference = config_dict.placeholder(str)  # win rate and KL are measured against it
-  config.scorer = "gold"  # the microworld's judge, or "reward:<workdir of a reward model>"
+  # the microworld's judge, "reward:<workdir of a reward model>", or "rewards": those of the next line
+  config.scorer = "gold"
+  config.rewards = config_dict.ConfigDict()  # as in configs/online.py
   config.columns = config_dict.placeholder(str)  # foreign columns: "prompt=question"
   config.chat = True  # plain-text prompts are wrapped in the chat template
   config.limit = config_dict.placeholder(int)

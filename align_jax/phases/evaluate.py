@@ -6,11 +6,13 @@ import pathlib
 import numpy as np
 
 from align_jax import config as config_lib
-from align_jax import data, sharding, worlds
+from align_jax import data, rl, sharding, worlds
 from align_jax.errors import InputError
 from align_jax.evals import policy as policy_lib
 from align_jax.evals import results, reward_model
 from align_jax.phases import records, workspace
+from align_jax.phases import rewards as rewards_phase
+from align_jax.phases.rewards import RewardConfig
 from align_jax.sharding import MeshConfig
 from align_jax.training import workdir
 
@@ -22,7 +24,9 @@ class EvaluateConfig:
   data: str  # prompts to answer, or preference pairs for a reward model
   policy: str | None = None  # what is evaluated; None: the workdir itself
   reference: str | None = None  # what win rate and KL are measured against; needed for a policy
-  scorer: str = "gold"  # the microworld's judge, or "reward:<workdir of a reward model>"
+  # the microworld's judge, "reward:<workdir of a reward model>", or "rewards": those of the next line
+  scorer: str = "gold"
+  rewards: dict[str, RewardConfig] = dataclasses.field(default_factory=dict)  # their weighted sum
   columns: str | None = None
   chat: bool = True  # plain-text prompts are wrapped in the chat template
   limit: int | None = None
@@ -34,6 +38,10 @@ class EvaluateConfig:
   seed: int = 0
   dtype: str = "float32"
   mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self):
+    if (self.scorer == "rewards") != bool(self.rewards):
+      raise InputError("config.rewards is what scorer 'rewards' adds up: give both or neither")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +75,10 @@ def run(config: EvaluateConfig, path: str, devices, *, reference: Reference | No
   mesh = sharding.make_mesh(config.mesh, devices)
   folder = pathlib.Path(path)
   init = config.policy or path
+  if config.rewards:
+    rewards_phase.check(
+      config.rewards, read_prompts(config), prompts_source=config.data, reward_model=None
+    )
   loaded = workspace.load(init, mesh, dtype=config.dtype)
   if loaded.head is not None:
     evaluation, samples = _evaluate_reward_model(config, loaded, mesh), ()
@@ -125,7 +137,7 @@ def sampling_settings(config: EvaluateConfig) -> policy_lib.SamplingSettings:
 
 
 def make_scorer(config: EvaluateConfig, loaded: workspace.Loaded, mesh):
-  """(scorer, judge): the microworld's gold judge, or a reward model without a judge."""
+  """(scorer, judge): the microworld's gold judge; or rewards or a reward model, without a judge."""
   if config.scorer == "gold":
     if not records.is_world(config.data):
       raise InputError(
@@ -133,12 +145,34 @@ def make_scorer(config: EvaluateConfig, loaded: workspace.Loaded, mesh):
       )
     world = worlds.Microworld(seed=records.parse_world(config.data).seed)
     return lambda prompts, r: world.gold_rewards(prompts, r.texts), world.judge
+  if config.scorer == "rewards":
+    return _sum_of_rewards(config, loaded, mesh), None
   kind, _, init = config.scorer.partition(":")
   if kind != "reward" or not init:
-    raise InputError(f"config.scorer must be 'gold' or 'reward:<workdir>', not {config.scorer!r}")
+    raise InputError(
+      f"config.scorer must be 'gold', 'rewards' or 'reward:<workdir>', not {config.scorer!r}"
+    )
   scorer = workspace.load(init, mesh, dtype=config.dtype)
   workspace.same_vocabulary(loaded, scorer, init)
   return reward_scorer(scorer, config), None
+
+
+def _sum_of_rewards(config: EvaluateConfig, loaded: workspace.Loaded, mesh):
+  """`(prompts, responses) -> [n]` weighted sums of `config.rewards`, as online learning sees them."""
+  terms, _ = rewards_phase.build(
+    config.rewards,
+    prompts_source=config.data,
+    prompts=read_prompts(config),
+    reward_model=None,
+    policy=loaded,
+    mesh=mesh,
+    dtype=config.dtype,
+  )
+
+  def score(prompts, responses) -> np.ndarray:
+    return rl.rewards.score(terms, rl.Rollout(prompts, responses.texts, responses.samples))[""]
+
+  return score
 
 
 def reward_scorer(loaded: workspace.Loaded, config: EvaluateConfig):

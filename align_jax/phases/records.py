@@ -1,10 +1,14 @@
-"""Training and evaluation records by name: files, hubs, or the microworld."""
+"""Training and evaluation records by name: files, hubs, or worlds made by code."""
 
 import dataclasses
+from typing import TypeVar
 
 from align_jax import data, worlds
 from align_jax.errors import InputError
 from align_jax.phases.sections import DataSection
+from align_jax.worlds import arithmetic
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +24,16 @@ class WorldSource:
   agreement_bias: float = 0.0  # of the labeller, for agreeing with the user
 
 
+@dataclasses.dataclass(frozen=True)
+class ArithmeticSource:
+  """`arithmetic:n=1000,...`: word problems with a reference answer; prompts only."""
+
+  n: int
+  seed: int = 0  # of the sample of problems
+  split: str = "train"  # or "heldout"
+  families: str = "+".join(arithmetic.FAMILIES)  # joined by +
+
+
 LABELLER_SETTINGS = ("temperature", "length_bias", "agreement_bias")
 
 
@@ -27,9 +41,9 @@ def is_world(source: str) -> bool:
   return source.partition(":")[0] == "microworld"
 
 
-def parse_world(source: str) -> WorldSource:
+def parse_world(source: str, cls: type[T] = WorldSource) -> T:
   """Reads `microworld:key=value,...`; raises InputError on an unknown key or a bad value."""
-  fields = {f.name: f.type for f in dataclasses.fields(WorldSource)}
+  fields = {f.name: f.type for f in dataclasses.fields(cls)}
   settings = {}
   for part in filter(None, source.partition(":")[2].split(",")):
     name, _, text = part.partition("=")
@@ -43,7 +57,7 @@ def parse_world(source: str) -> WorldSource:
       ) from error
   if "n" not in settings:
     raise InputError(f"{source!r} must say how many records: n=...")
-  return WorldSource(**settings)
+  return cls(**settings)
 
 
 READERS = {
@@ -66,6 +80,8 @@ def read(
   """The records of `kind` that `source` names, at most `limit` of them."""
   if is_world(source):
     records = _generate(parse_world(source), kind)
+  elif source.partition(":")[0] == "arithmetic":
+    records = _problems(source, kind)
   else:
     columns = parse_columns(columns)
     records = READERS[kind](source, columns=columns, chat=chat, invalid=invalid)
@@ -116,6 +132,14 @@ def _mixture(text: str, parts) -> data.Mixture:
 def all_records(records) -> list:
   """A mixture's records one after the other; any other list as it is."""
   return list(records.records) if isinstance(records, data.Mixture) else records
+
+
+def _problems(source: str, kind: str) -> list[data.Prompt]:
+  if kind != "prompts":
+    raise InputError(f"{source!r} makes prompts with a reference answer, and no {kind}")
+  found = parse_world(source, ArithmeticSource)
+  families = tuple(found.families.split("+"))
+  return arithmetic.prompts(found.n, found.split, found.seed, families=families)
 
 
 def _generate(source: WorldSource, kind: str):

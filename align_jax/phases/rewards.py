@@ -100,11 +100,13 @@ class RewardConfig:
       raise InputError(f"where must be one of {', '.join(numbers.WHERE)}, not {self.where!r}")
     if self.tolerance is not None and not 0 <= self.tolerance < 1:
       raise InputError(f"tolerance must be in [0, 1), not {self.tolerance}")
-    if self.letters is not None and (not self.letters.isalpha() or len(set(self.letters)) < 2):
+    letters = self.letters or "AB"
+    if not letters.isalpha() or not 1 < len(set(letters)) == len(letters):
       raise InputError(f"letters must be two or more different letters, not {self.letters!r}")
     if self.kind in ("words", "sentences"):
-      low, high = self.at_least, self.at_most
-      if (low is None and high is None) or not 1 <= (low or 1) <= (high or low or 1):
+      low = 1 if self.at_least is None else self.at_least
+      high = low if self.at_most is None else self.at_most
+      if self.at_least is self.at_most is None or not 1 <= low <= high:
         raise InputError("at_least and at_most: give one or both, with 1 <= at_least <= at_most")
     if self.target is not None and self.target < 1:
       raise InputError(f"target must be at least 1 token, not {self.target}")
