@@ -228,8 +228,10 @@ def logprobs_of(found: Report, policy: int, pairs: int) -> PairLogprobs | None:
   return found.policies[policy].pairs.get(str(pairs))
 
 
-def _families(found: Report) -> Table:
+def _families(found: Report) -> Table | None:
   names = sorted({name for c in found.collections for name in c.families})
+  if len(names) < 2:
+    return None
   return Table(
     "Families of prompts among the pairs",
     "Share of the round’s pairs: a family whose answers are all alike gives no pairs any more.",

@@ -105,7 +105,7 @@ def _score(axes, found: Report) -> None:
   scorer = found.policies[0].evaluation.scorer
   name = "Gold score" if scorer == "gold" else "Reward model’s score"
   _line(axes, _policies(found), scores, _BLUE, "o")
-  axes.set_title(f"{name}, held-out prompts")
+  axes.set_title(f"{name}, held out")
   axes.set_ylabel("mean a response")
 
 
@@ -210,6 +210,8 @@ def _dropped(axes, found: Report) -> None:
 
 def _families(axes, found: Report) -> None:
   names = sorted({name for c in found.collections for name in c.families})
+  if len(names) < 2:
+    return _sampled_scores(axes, found)
   rounds, below = _sampled(found), [0.0] * len(found.collections)
   for place, name in enumerate(names):
     shares = [c.families.get(name, 0.0) for c in found.collections]
@@ -220,9 +222,21 @@ def _families(axes, found: Report) -> None:
   axes.set_ylim(0, 1)
   axes.grid(visible=False)
   _shares(axes)
-  if 1 < len(names) <= len(_FAMILY_COLOURS):
+  if len(names) <= len(_FAMILY_COLOURS):
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
       handles[::-1], labels[::-1], fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5),
       handlelength=0.9, labelspacing=0.25,
     )  # fmt: skip
+
+
+def _sampled_scores(axes, found: Report) -> None:
+  """In the place of families where there are none: what judges say of all that was sampled."""
+  rounds = _sampled(found)
+  for name, colour, marker in (("first", _RED, "^"), ("newest", _GREEN, "s")):
+    means = [c.reward_scores.get(name) for c in found.collections]
+    _line(axes, rounds, means, colour, marker, f"{name} reward model")
+  _line(axes, rounds, [c.gold for c in found.collections], plots.MUTED, "", "gold judge", _DASHED)
+  axes.set_title("Scores of its samples")
+  if axes.get_legend_handles_labels()[1]:
+    _legend(axes)
