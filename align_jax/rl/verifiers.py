@@ -60,7 +60,8 @@ def chosen_letter(response: str, letters: str = "ABCD") -> str | None:
 
   1. the response is the letter: B, b, (B), B., **B**;
   2. "the answer is B", "Answer: (B)": the last such phrase;
-  3. it begins with a marked letter: "B) because", "(B) because", "B. because", "B: because";
+  3. it begins with a marked letter: "B) because", "(B) because", "B. because", "B: because", and no
+     other is in brackets;
   4. one letter, and no other, is in brackets: "so it must be (B)".
 
   A letter of prose is none: "A dog" chooses nothing. Several letters without such a phrase neither.
@@ -77,9 +78,9 @@ def chosen_letter(response: str, letters: str = "ABCD") -> str | None:
   if said:
     return said[-1]
   start = re.match(rf"(?:[(\[]([{options}])[)\]]|([{options}])[).:])(?:\s|$)", text)
-  if start:
-    return start[1] or start[2]
   bracketed = set(re.findall(rf"[(\[]([{options}])[)\]]", text))
+  if start and bracketed <= {start[1] or start[2]}:
+    return start[1] or start[2]
   return bracketed.pop() if len(bracketed) == 1 else None
 
 

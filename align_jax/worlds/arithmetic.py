@@ -20,14 +20,9 @@ _THINGS = {
   "heldout": ("oranges", "buttons", "tickets", "stones"),
 }
 _LISTS = (
-  "{A} has {a} {x}, {B} has {b} {x} and {C} has {c} {x}.",
-  "{A} found {a} {x}, {B} found {b} and {C} found {c}.",
-  "There are {a} {x} on {A}'s table, {b} on {B}'s table and {c} on {C}'s table.",
-)
-_ASKED = (
-  "How many {x} does {Q} have?",
-  "How many {x} did {Q} find?",
-  "How many {x} are on {Q}'s table?",
+  "{A} has {a} {x}, {B} has {b} and {C} has {c}. How many {x} does {Q} have?",
+  "{A} found {a} {x}, {B} found {b} and {C} found {c}. How many {x} did {Q} find?",
+  "{A}'s box holds {a} {x}, {B}'s {b} and {C}'s {c}. How many {x} are in {Q}'s box?",
 )
 # family -> (texts, the answer)
 _STEPS = {
@@ -79,8 +74,8 @@ def _prompt(rng: random.Random, split: str, family: str, source: str) -> records
   slots = {**dict(zip("ABC", names)), "x": thing}
   if family == "lookup":
     values = _numbers(rng, split, 3, 99)
-    kind, asked = rng.randrange(len(_LISTS)), rng.randrange(3)
-    text, answer = f"{_LISTS[kind]} {_ASKED[kind]}", values[asked]
+    asked = rng.randrange(3)
+    text, answer = rng.choice(_LISTS), values[asked]
     slots["Q"] = names[asked]
   else:
     values = sorted(_numbers(rng, split, 2, 12), reverse=True)

@@ -66,6 +66,11 @@ def test_what_is_compared_with_a_reference(kind, reference, right, wrong):
   assert [r for r in wrong if _check(kind, r, reference)] == []
 
 
+@pytest.mark.parametrize("response", ["(A) or (B)", "(B), not (A)", "A B C D", "A or B", "none"])
+def test_no_letter_is_chosen_where_several_are_named(response):
+  assert verifiers.chosen_letter(response) is None
+
+
 def test_only_a_number_may_be_asked_for():
   assert verifiers.numeric("42.", "42", where="only")
   for response in ("It is 42", "42 apples", "40 41 42", "#### 42"):
