@@ -134,7 +134,8 @@ def test_online_dpo_is_dpo_on_the_best_and_the_worst_that_differ(toy):
 
   def by_hand(logps, ref, scores):
     groups = [range(3 * p, 3 * p + 3) for p in range(8)]
-    pairs = [[pick(rows, key=scores.__getitem__) for pick in (max, min)] for rows in groups]
+    of = scores.__getitem__  # of equal scores the earlier is the better
+    pairs = [[max(rows, key=of), min(reversed(rows), key=of)] for rows in groups]
     good, bad = np.array([pair for pair in pairs if scores[pair[0]] > scores[pair[1]]]).T
     counted["kept"] = len(good)
     delta = (logps - ref)[good] - (logps - ref)[bad]
