@@ -27,6 +27,26 @@ def figure(results: Mapping[str, Any]) -> Figure:
   return drawn
 
 
+@plots.styled
+def sampling_figure(comparisons: Mapping[str, Mapping[str, Any]]) -> Figure:
+  """One panel a comparison, {title: {set: what was measured of it}}; tokens/s relative to the first."""
+  drawn = Figure(figsize=(4.8 * len(comparisons), 3.6), layout="constrained")
+  for axes, (title, sets) in zip(
+    drawn.subplots(1, len(comparisons), squeeze=False)[0], comparisons.items()
+  ):
+    _bars(axes, sets, "speedup")
+    axes.set(title=title, ylabel="tokens per second (×)")
+    axes.axhline(1.0, color=plots.MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.grid(axis="x", visible=False)
+    axes.margins(y=0.25)
+    axes.legend(loc="upper left", ncols=2)
+  return drawn
+
+
+def sampling_png(comparisons: Mapping[str, Mapping[str, Any]]) -> bytes:
+  return plots.to_png(sampling_figure(comparisons))
+
+
 def save(results: Mapping[str, Any], file: pathlib.Path) -> None:
   file.write_bytes(plots.to_png(figure(results)))
 
