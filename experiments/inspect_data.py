@@ -2,6 +2,7 @@
 
 python -m experiments.inspect_data --path=pairs.jsonl --format=preference --tokenizer=smollm2
 python -m experiments.inspect_data --path=microworld:n=5 --tokenizer=microworld
+python -m experiments.inspect_data --path=arithmetic:n=5 --format=prompt
 """
 
 import sys
@@ -11,7 +12,10 @@ from absl import flags
 from align_jax import app
 
 _PATH = flags.DEFINE_string(
-  "path", None, "A file, a folder, hf:org/name:split, or microworld:n=5.", required=True
+  "path",
+  None,
+  "A file, a folder, hf:org/name:split, microworld:n=5 or arithmetic:n=5.",
+  required=True,
 )
 _FORMAT = flags.DEFINE_enum(
   "format", "sft", ["sft", "preference", "feedback", "prompt"], "What the rows are."
@@ -42,7 +46,7 @@ def _records():
   from align_jax.phases import records
 
   kinds = {"sft": "demonstrations", "preference": "preferences", "prompt": "prompts"}
-  if records.is_world(_PATH.value) and _FORMAT.value in kinds:
+  if records.is_generated(_PATH.value) and _FORMAT.value in kinds:
     return records.read(_PATH.value, kinds[_FORMAT.value])
   readers = {
     "sft": data.read_demonstrations,

@@ -41,6 +41,11 @@ def is_world(source: str) -> bool:
   return source.partition(":")[0] == "microworld"
 
 
+def is_generated(source: str) -> bool:
+  """Whether the records are made by code, and not read from a file."""
+  return source.partition(":")[0] in ("microworld", "arithmetic")
+
+
 def parse_world(source: str, cls: type[T] = WorldSource) -> T:
   """Reads `microworld:key=value,...`; raises InputError on an unknown key or a bad value."""
   fields = {f.name: f.type for f in dataclasses.fields(cls)}
