@@ -28,5 +28,10 @@ def get_config() -> config_dict.ConfigDict:
   config.batch_size = 128
   config.seed = 0
   config.dtype = "float32"
+  # Best-of-n as well: for these n, from best_of_samples (at most batch_size) to a prompt, chosen by the
+  # selector ("gold", or "reward:<workdir>") and reported by the scorer.
+  config.best_of = ()  # (1, 2, 4, 8, 16)
+  config.best_of_samples = config_dict.placeholder(int)  # a few times the largest n
+  config.selector = config_dict.placeholder(str)
   config.mesh = common.mesh()
   return config

@@ -141,7 +141,7 @@ def evaluate_best_of_n(
   if not prompts:
     raise InputError("an evaluation needs at least one prompt")
   repeated = [prompt for prompt in prompts for _ in range(samples)]
-  responses = policy.respond(of, repeated, tokenizer, settings, mesh)
+  responses = policy.respond(of, prompts, tokenizer, settings, mesh, samples_per_prompt=samples)
   shape = len(prompts), samples
   proxy, gold = (
     np.asarray(score(repeated, responses)).reshape(shape) for score in (selector, scorer)

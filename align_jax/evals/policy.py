@@ -90,9 +90,15 @@ def by_family(
 
 
 def respond(
-  policy: Policy, prompts: Sequence[Any], tokenizer, settings: SamplingSettings, mesh=None
+  policy: Policy,
+  prompts: Sequence[Any],
+  tokenizer,
+  settings: SamplingSettings,
+  mesh=None,
+  *,
+  samples_per_prompt: int = 1,
 ) -> Responses:
-  """One response to every prompt. The draws depend on (seed, prompt's place), not on the batch.
+  """Responses, prompt by prompt. The draws depend on (seed, prompt's place), not on the batch.
 
   Two policies are so given the same noise: equal weights answer alike, and the paired difference of
   similar ones has less variance.
@@ -111,6 +117,7 @@ def respond(
     mesh=mesh,
     prompt_ids=np.arange(len(tokens)),
     batch_size=settings.batch_size,
+    samples_per_prompt=samples_per_prompt,
   )
   return Responses(tuple(sampling.decode_texts(samples, tokenizer)), samples)
 

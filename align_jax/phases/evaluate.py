@@ -8,8 +8,8 @@ import numpy as np
 from align_jax import config as config_lib
 from align_jax import data, rl, sharding, worlds
 from align_jax.errors import InputError
+from align_jax.evals import best_of_n, results, reward_model
 from align_jax.evals import policy as policy_lib
-from align_jax.evals import results, reward_model
 from align_jax.phases import records, workspace
 from align_jax.phases import rewards as rewards_phase
 from align_jax.phases.rewards import RewardConfig
@@ -37,9 +37,21 @@ class EvaluateConfig:
   batch_size: int = 128
   seed: int = 0
   dtype: str = "float32"
+  # Best-of-n as well: for these n, from best_of_samples to a prompt, chosen by the selector ("gold", or
+  # "reward:<workdir>") and reported by the scorer.
+  best_of: tuple[int, ...] = ()
+  best_of_samples: int | None = None
+  selector: str | None = None
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
+    for name in ("best_of_samples", "selector"):
+      if (getattr(self, name) is not None) != bool(self.best_of):
+        raise InputError(f"config.{name} and config.best_of go together: give both or neither")
+    if self.best_of:
+      best_of_n.check_sizes(self.best_of, self.best_of_samples)
+      if self.best_of_samples > self.batch_size:
+        raise InputError("config.batch_size must hold the config.best_of_samples of a prompt")
     if (self.scorer == "rewards") != bool(self.rewards):
       raise InputError("config.rewards is what scorer 'rewards' adds up: give both or neither")
 
@@ -67,7 +79,7 @@ def sample_reference(config: EvaluateConfig, devices) -> Reference:
 
 
 def run(config: EvaluateConfig, path: str, devices, *, reference: Reference | None = None) -> None:
-  """Writes evaluation.json (and samples.jsonl for a policy) into the workdir.
+  """Writes evaluation.json (and samples.jsonl for a policy, best_of_n.json and .png) into the workdir.
 
   reference: what `sample_reference` gave for the same settings, to do that once for many policies.
   """
@@ -80,6 +92,10 @@ def run(config: EvaluateConfig, path: str, devices, *, reference: Reference | No
       config.rewards, read_prompts(config), prompts_source=config.data, reward_model=None
     )
   loaded = workspace.load(init, mesh, dtype=config.dtype)
+  if loaded.head is not None and config.best_of:
+    raise InputError(f"config.best_of: {init} is a reward model; a policy is needed")
+  if config.best_of:
+    best_of_n.save(folder, _evaluate_best_of(config, init, loaded, mesh))
   if loaded.head is not None:
     evaluation, samples = _evaluate_reward_model(config, loaded, mesh), ()
   else:
@@ -112,6 +128,23 @@ def _evaluate_policy(config: EvaluateConfig, init: str, loaded, mesh, given: Ref
     scorer_name=config.scorer,
     judge=judge,
     reference_responses=given.responses if given else None,
+    mesh=mesh,
+  )
+
+
+def _evaluate_best_of(config: EvaluateConfig, init: str, loaded, mesh) -> best_of_n.BestOfN:
+  selector = dataclasses.replace(config, scorer=config.selector, rewards={})
+  return best_of_n.evaluate_best_of_n(
+    _policy(init, loaded),
+    read_prompts(config),
+    loaded.tokenizer,
+    make_scorer(selector, loaded, mesh)[0],
+    make_scorer(config, loaded, mesh)[0],
+    sampling_settings(config),
+    sizes=config.best_of,
+    samples=config.best_of_samples,
+    selector_name=config.selector,
+    scorer_name=config.scorer,
     mesh=mesh,
   )
 

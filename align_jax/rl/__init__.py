@@ -9,7 +9,13 @@ from align_jax.rl.config import (
   ValueConfig,
 )
 from align_jax.rl.engine import check_identity, make_iteration, policy_draw
+from align_jax.rl.online_preference import (
+  OnlinePreferenceConfig,
+  preference_draw,
+  preference_learner,
+)
 from align_jax.rl.policy_gradient import policy_gradient_learner
+from align_jax.rl.rejection import RejectionConfig, rejection_learner
 from align_jax.rl.rewards import Reward, model_reward, text_reward
 from align_jax.rl.rollouts import Rollout
 from align_jax.rl.shaping import ShapingConfig
@@ -19,8 +25,10 @@ __all__ = [
   "GROUPED",
   "ImportanceConfig",
   "KlConfig",
+  "OnlinePreferenceConfig",
   "OnlineState",
   "PolicyGradientConfig",
+  "RejectionConfig",
   "Reward",
   "Rollout",
   "SamplingConfig",
@@ -32,5 +40,8 @@ __all__ = [
   "model_reward",
   "policy_draw",
   "policy_gradient_learner",
+  "preference_draw",
+  "preference_learner",
+  "rejection_learner",
   "text_reward",
 ]

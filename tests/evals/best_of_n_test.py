@@ -138,9 +138,11 @@ def answered(monkeypatch):
   """A policy that answers with numbers of its own, without a model."""
   asked = []
 
-  def respond(of, prompts, tokenizer, settings, mesh):
+  def respond(of, prompts, tokenizer, settings, mesh, *, samples_per_prompt):
     asked.extend(prompts)
-    return policy.Responses(tuple(f"{p}{i}" for i, p in enumerate(prompts)), None)
+    return policy.Responses(
+      tuple(f"{p}{i}" for p in prompts for i in range(samples_per_prompt)), None
+    )
 
   monkeypatch.setattr(policy, "respond", respond)
   return asked
@@ -152,8 +154,8 @@ def _evaluate(**changes):
     types.SimpleNamespace(name="sft"),
     ["a", "b", "c"],
     None,
-    lambda prompts, r: np.array([int(t[1:]) % 4 for t in r.texts]),
-    lambda prompts, r: np.array([-(int(t[1:]) % 4) for t in r.texts]),
+    lambda prompts, r: np.array([int(t[1:]) * (t[0] == p) for t, p in zip(r.texts, prompts)]),
+    lambda prompts, r: np.array([-int(t[1:]) * (t[0] == p) for t, p in zip(r.texts, prompts)]),
     policy.SamplingSettings(max_new_tokens=4),
     **settings | changes,
   )
@@ -161,7 +163,7 @@ def _evaluate(**changes):
 
 def test_every_prompt_is_answered_n_times_and_the_result_comes_back_from_disk(answered, tmp_path):
   found = _evaluate()
-  assert answered == list("aaaabbbbcccc")
+  assert answered == list("abc")
   assert [point.n for point in found.points] == [1, 2, 4]
   assert found.points[-1].proxy.value == 3.0 and found.points[-1].gold.value == -3.0
   assert found.points[0].gold.value == -1.5
