@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from align_jax.errors import InputError
-from align_jax.evals import results, statistics
+from align_jax.evals import results, statistics, sweep_curves
 from align_jax.evals.results import PolicyEvaluation, Sample
 from align_jax.evals.statistics import Estimate
+from align_jax.evals.sweep_curves import Curves
 from align_jax.training import workdir
 
 FAILURE = (
@@ -49,6 +50,7 @@ METRICS = {
   "score": Metric("score", "mean a response", lambda e: e.score.value),
   "kl": Metric("KL", "nats a response", lambda e: e.kl.value, lower_first=True),
   "sqrt_kl": Metric("√KL", "√nats a response", lambda e: e.sqrt_kl[0], lower_first=True),
+  "gain": Metric("gain", "over the reference", lambda e: e.score_gain.value),
   "win_rate": Metric("win rate", "share", lambda e: e.win_rate.rate.value),
   "length": Metric("length", "tokens a response", lambda e: e.length.value, lower_first=True),
   "finished": Metric("finished", "share", lambda e: e.finished.value),
@@ -66,9 +68,12 @@ class Run:
   variant: str
   seed: int
   state: str  # finished, diverged, crashed or pending
-  reason: str | None = None  # why it failed
+  reason: str | None = (
+    None  # why it failed; of a finished run, why it was stopped before its last step
+  )
   evaluation: PolicyEvaluation | None = None
   samples: tuple[Sample, ...] = ()
+  curves: Curves | None = None  # of an online run
 
   def value(self, metric: str) -> float:
     """A metric of METRICS; NaN while the run has none."""
@@ -77,6 +82,12 @@ class Run:
   @property
   def failed(self) -> bool:
     return self.state in ("diverged", "crashed")
+
+  @property
+  def stopped(self) -> bool:
+    """Whether one of its `stops` ended it. It is a result all the same, and counts as one: limits are
+    settings of its variant, and the policy it had then is evaluated."""
+    return self.state == "finished" and self.reason is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +108,10 @@ class Row:
   def failed(self) -> tuple[Run, ...]:
     return tuple(r for r in self.runs if r.failed)
 
+  @property
+  def stopped(self) -> tuple[Run, ...]:
+    return tuple(r for r in self.runs if r.stopped)
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -115,6 +130,19 @@ class Table:
     return tuple(run for row in self.rows for run in row.finished)
 
   @property
+  def stopped(self) -> tuple[Run, ...]:
+    return tuple(run for row in self.rows for run in row.stopped)
+
+  @property
+  def curves(self) -> dict[str, list[Curves]]:
+    """What the finished runs of every variant logged, of those whose runs all have logged scores."""
+    return {
+      row.variant: [run.curves for run in row.finished]
+      for row in self.rows
+      if row.finished and all(run.curves is not None for run in row.finished)
+    }
+
+  @property
   def evaluation(self) -> PolicyEvaluation | None:
     """Any run's evaluation: the reference, the prompts and the scorer are the same in all."""
     return self.finished[0].evaluation if self.finished else None
@@ -129,18 +157,27 @@ class Table:
     total = sum(len(row.runs) for row in self.rows)
     left = total - len(self.finished) - len(self.failed)
     text = f"{len(self.finished)} of {total} runs finished"
+    text += f" ({len(self.stopped)} stopped early)" if self.stopped else ""
     text += f", {len(self.failed)} failed" if self.failed else ""
     return text + (f", {left} still to run" if left else "")
 
 
 def read_run(folder: pathlib.Path, variant: str, seed: int, *, samples: bool = False) -> Run:
-  """Where the run in `folder` stands, with its evaluation and, if asked, its samples."""
+  """Where the run in `folder` stands, with its evaluation and, if asked, its samples and curves."""
   if workdir.is_finished(folder) and (folder / "evaluation.json").exists():
     evaluation = results.load(folder)
     if not isinstance(evaluation, PolicyEvaluation):
       raise InputError(f"{folder} evaluates a reward model; a sweep compares policies")
-    known = results.load_samples(folder) if samples else ()
-    return Run(variant, seed, "finished", evaluation=evaluation, samples=known)
+    stop = workdir.read_stop(folder)
+    return Run(
+      variant,
+      seed,
+      "finished",
+      stop[1] if stop else None,
+      evaluation,
+      samples=results.load_samples(folder) if samples else (),
+      curves=sweep_curves.read(folder) if samples else None,
+    )
   if (folder / FAILURE).exists():
     return Run(variant, seed, **results.read_json(folder / FAILURE))
   return Run(variant, seed, "pending")

@@ -7,7 +7,7 @@ import math
 import pathlib
 from typing import Any
 
-from align_jax.evals import plots, report, results, sweep_plots
+from align_jax.evals import plots, report, results, sweep_curve_plots, sweep_curves, sweep_plots
 from align_jax.evals.report import Picture
 from align_jax.evals.statistics import Estimate
 from align_jax.evals.sweep import METRICS, Row, Run, Table, metric_title
@@ -37,10 +37,13 @@ def draw(table: Table) -> dict[str, Picture]:
   means = ", ".join(
     f"{row.variant} {report.number(row.metrics[table.metric].value)}" for row in table.rows
   )
-  figures = (
+  figures = [
     ("frontier", sweep_plots.frontier(table), "Mean score against the root of the KL, by variant"),
     ("leaderboard", sweep_plots.leaderboard(table, table.metric), f"Mean {title}: {means}"),
-  )
+  ]
+  if table.curves:
+    scores = sweep_curve_plots.scores_over_kl(table.curves)
+    figures.append(("scores", scores, "Every score against the root of the KL while training"))
   return {
     name: Picture(name, plots.to_png(figure), alt, round(108 * figure.get_figwidth()))
     for name, figure, alt in figures
@@ -64,8 +67,21 @@ def as_json(table: Table) -> dict[str, Any]:
       }
       for row in table.rows
     ],
+    "over_optimisation": {
+      variant: {fall.judge: fall for name, fall in falls(table) if name == variant}
+      for variant in table.curves
+    },
     "runs": [_run_json(run, table.metrics) for row in table.rows for run in row.runs],
   }
+
+
+def falls(table: Table) -> list[tuple[str, sweep_curves.Fall]]:
+  """(variant, fall) of every judge that the runs of a variant only watched; in the table's order."""
+  return [
+    (variant, fall)
+    for variant, runs in table.curves.items()
+    for fall in sweep_curves.over_optimisation(runs)
+  ]
 
 
 def _run_json(run: Run, metrics: tuple[str, ...]) -> dict[str, Any]:
@@ -106,8 +122,16 @@ def as_markdown(table: Table, pictures: dict[str, Picture]) -> str:
       value + (f" [{small}]" if small else "") for value, small in cells_of(table, row)
     )
     lines.append(f"| {row.variant} | {seeds_of(row)} | {cells} |")
+  rows = [sweep_curves.as_row(variant, fall) for variant, fall in falls(table)]
+  if rows:
+    lines += ["", sweep_curves.CAPTION, "", "| " + " | ".join(sweep_curves.HEADS) + " |"]
+    lines += ["|" + " --- |" * len(sweep_curves.HEADS)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
   for picture in pictures.values():
     lines += ["", f"![{picture.alt}](sweep_{picture.name}.png)"]
+  if table.stopped:
+    lines += ["", "Runs that a limit ended early:", ""]
+    lines += [f"- {r.variant} seed {r.seed}: {r.reason}" for r in table.stopped]
   if table.failed:
     lines += ["", "Failed runs:", ""]
     lines += [f"- {r.variant} seed {r.seed} {r.state}: {r.reason}" for r in table.failed]
@@ -126,6 +150,7 @@ def caption(table: Table) -> str:
   text += (
     "Means over seeds; in brackets the 95 % Student interval over seeds, which needs two. "
     "A failed seed is left out of the means and counted."
+    + (" One that its limits stopped early counts as it then was." if table.stopped else "")
   )
   if table.baseline is not None:
     text += (
@@ -159,11 +184,12 @@ def cells_of(table: Table, row: Row) -> list[tuple[str, str]]:
 
 
 def seeds_of(row: Row) -> str:
-  """ "3", or "2 of 3" with what became of the others."""
+  """ "3", or "2 of 3" with what became of the others, and how many ended early."""
+  stopped = f", {len(row.stopped)} stopped early" if row.stopped else ""
   if len(row.finished) == len(row.runs):
-    return str(len(row.runs))
+    return f"{len(row.runs)}{stopped}"
   failed = f", {len(row.failed)} failed" if row.failed else ""
-  return f"{len(row.finished)} of {len(row.runs)}{failed}"
+  return f"{len(row.finished)} of {len(row.runs)}{stopped}{failed}"
 
 
 def as_html(title: str, table: Table, pictures: dict[str, Picture]) -> str:
@@ -190,6 +216,10 @@ def as_html(title: str, table: Table, pictures: dict[str, Picture]) -> str:
     rows=rows,
     pictures=pictures,
     failed=table.failed,
+    stopped=table.stopped,
+    fall_caption=sweep_curves.CAPTION,
+    fall_heads=sweep_curves.HEADS,
+    falls=[sweep_curves.as_row(variant, fall) for variant, fall in falls(table)],
   )
 
 

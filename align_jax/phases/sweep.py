@@ -1,4 +1,4 @@
-"""A sweep: one start, many preference runs from it, each evaluated, and one table of them all."""
+"""A sweep: one start, many runs from it, each evaluated, and one table of them all."""
 
 import functools
 import json
@@ -14,9 +14,16 @@ from align_jax import config as config_lib
 from align_jax.errors import InputError
 from align_jax.evals import results, sweep_page
 from align_jax.evals import sweep as table_lib
-from align_jax.phases import evaluate, pipeline, preference, sft, workers
+from align_jax.phases import evaluate, online, pipeline, preference, reward, sft, workers
 from align_jax.phases.sweep_plan import Run, SweepConfig, plan, shared_settings
 from align_jax.training import workdir
+
+_TRAIN = {
+  sft.SftConfig: sft.run,
+  reward.RewardConfig: reward.run,
+  preference.PreferenceConfig: preference.run,
+  online.OnlineConfig: online.run,
+}
 
 
 def run(
@@ -62,25 +69,33 @@ def report(config: SweepConfig, root: pathlib.Path, runs: list[Run]) -> table_li
 
 
 def _train_start(config: SweepConfig, root: pathlib.Path, start_worker: Callable):
-  """Trains the model that all runs start from, with all cores of this machine."""
-  if config.sft is None or workdir.is_finished(root / "sft"):
-    return
-  work = functools.partial(_train_sft, config.sft)
-  for outcome in workers.run([str(root / "sft")], work, count=1, start=start_worker):
-    if outcome.death:
-      raise RuntimeError(f"sft: {outcome.death}")
-    if outcome.value:
-      raise InputError(f"sft: {outcome.value}")
+  """Trains what all runs share: the model they start from, with all cores of this machine, and then
+  the reward models, side by side."""
+  start = [] if config.sft is None else [("sft", config.sft)]
+  for stage in (start, list(config.reward_models.items())):
+    tasks = [(str(root / name), c) for name, c in stage if not workdir.is_finished(root / name)]
+    if not tasks:
+      continue
+    count = min(config.processes, len(tasks))
+    for outcome in workers.run(tasks, _train_shared, count=count, start=start_worker):
+      name = pathlib.Path(outcome.task[0]).name
+      if outcome.death:
+        raise RuntimeError(f"{name}: {outcome.death}")
+      if outcome.value:
+        raise InputError(f"{name}: {outcome.value}")
 
 
-def _train_sft(config: sft.SftConfig, folder: str, devices, stopping) -> str | None:
-  """In a worker: trains at `folder` unless another job does; returns what was wrong with its input."""
-  del stopping
+def _train_shared(task: tuple[str, Any], devices, stopping) -> str | None:
+  """In a worker: trains (folder, config) unless another job does; returns what was wrong with its
+  input."""
+  folder, config = task
+  if stopping():
+    raise SystemExit(workers.RESUME_STATUS)
   pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
   with workers.lock(pathlib.Path(folder) / "lock"):
-    print("== sft: training", flush=True)
+    print(f"== {pathlib.Path(folder).name}: training", flush=True)
     try:
-      sft.run(config, folder, devices)
+      _TRAIN[type(config)](config, folder, devices)
     except InputError as error:
       return str(error)
   return None
@@ -125,14 +140,15 @@ def _train_and_evaluate(settings, metric: str, task: Run, devices, stopping) -> 
         state = "diverged" if isinstance(error, FloatingPointError) else "crashed"
         _record_failure(task, state, f"{error}" or type(error).__name__)
   found = table_lib.read_run(task.folder, task.variant, task.seed)
-  return found.reason or f"{metric} {found.value(metric):.4g}"
+  stopped = ", stopped early" if found.stopped else ""
+  return found.reason if found.failed else f"{metric} {found.value(metric):.4g}{stopped}"
 
 
 def _advance(settings: evaluate.EvaluateConfig, task: Run, devices, stopping):
   (task.folder / table_lib.FAILURE).unlink(missing_ok=True)
   if not workdir.is_finished(task.folder):
     print(f"== {task.title}: training", flush=True)
-    preference.run(task.config, str(task.folder), devices)
+    _TRAIN[type(task.config)](task.config, str(task.folder), devices)
   if stopping():
     raise SystemExit(workers.RESUME_STATUS)
   print(f"== {task.title}: evaluating", flush=True)

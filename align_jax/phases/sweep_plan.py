@@ -12,27 +12,31 @@ from typing import Any
 from align_jax import config as config_lib
 from align_jax.errors import InputError
 from align_jax.evals import sweep as table
-from align_jax.phases import evaluate, preference, sft, workspace
+from align_jax.phases import evaluate, online, preference, reward, sft, workspace
 from align_jax.training import workdir
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+=-]*")
+BASES = {"preference": preference.PreferenceConfig, "online": online.OnlineConfig}
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-  """Settings of `experiments.sweep`; `@sft` stands for the workdir of the SFT that it trains first.
+  """Settings of `experiments.sweep`; `@name` stands for the workdir of what it trains first, once for
+  all runs: `@sft`, and the reward models by their names.
 
-  A run is `preference` with the overrides of its variant, one alternative of every leaf of the grids,
-  and a seed.  A variant's own grid stands under its key `grid`.
+  A run is the base, `preference` or `online`, with the overrides of its variant, one alternative of
+  every leaf of the grids, and a seed.  A variant's own grid stands under its key `grid`.
   """
 
   start: str  # "@sft", or the trained model that every run starts from and is compared with
   sft: sft.SftConfig | None
-  preference: dict  # the settings of a PreferenceConfig, without its seed
-  variants: dict[str, dict]  # name -> nested overrides of `preference`
+  variants: dict[str, dict]  # name -> nested overrides of the base
   grid: dict  # nested; its leaves are tuples of alternatives
   seeds: tuple[int, ...]
   evaluation: evaluate.EvaluateConfig
+  preference: dict | None = None  # the settings of a PreferenceConfig, without its seed; or
+  online: dict | None = None  # of an OnlineConfig; one of the two is given
+  reward_models: dict[str, reward.RewardConfig] = dataclasses.field(default_factory=dict)
   baseline: str | None = None  # the run name that the others are paired with; None: no differences
   metric: str = "score"  # that the leaderboard is sorted by
   processes: int = 1  # on this machine
@@ -47,16 +51,35 @@ class SweepConfig:
     if self.metric not in table.METRICS:
       known = ", ".join(table.METRICS)
       raise InputError(f"config.metric must be one of {known}, not {self.metric!r}")
-    if "seed" in self.preference:
-      raise InputError("config.preference.seed is not used: a run's seed is one of config.seeds")
-    init = self.preference.get("model", {}).get("init")
-    if init != self.start:
-      raise InputError(f"config.preference.model.init must be config.start, not {init!r}")
+    self._check_base()
     if self.evaluation.policy is not None or self.evaluation.reference is not None:
       raise InputError(
         "config.evaluation: every run's policy is compared with config.start; "
         "leave policy and reference None"
       )
+
+  def _check_base(self):
+    given = [name for name in BASES if getattr(self, name) is not None]
+    if len(given) != 1:
+      found = " and ".join(given) or "none"
+      raise InputError(f"exactly one of config.{' and config.'.join(BASES)} is given, not {found}")
+    if "seed" in self.settings:
+      raise InputError(f"config.{self.base}.seed is not used: a run's seed is one of config.seeds")
+    inits = {f"{self.base}.model.init": self.settings.get("model", {}).get("init")}
+    inits |= {f"reward_models.{n}.model.init": r.model.init for n, r in self.reward_models.items()}
+    for name, init in inits.items():
+      if init != self.start:
+        raise InputError(f"config.{name} must be config.start, not {init!r}")
+
+  @property
+  def base(self) -> str:
+    """What the runs are made from: "preference" or "online"."""
+    return "preference" if self.preference is not None else "online"
+
+  @property
+  def settings(self) -> dict:
+    """The base's settings."""
+    return getattr(self, self.base)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +89,7 @@ class Run:
   variant: str  # with its grid's settings, e.g. "dpo-learning_rate=0.0001"
   seed: int
   folder: pathlib.Path
-  config: preference.PreferenceConfig
+  config: preference.PreferenceConfig | online.OnlineConfig
 
   @property
   def title(self) -> str:
@@ -100,6 +123,7 @@ def plan(config: SweepConfig, root: pathlib.Path) -> list[Run]:
     for name, values in settings.items()
   ]
   _check_different(runs[: len(settings)])
+  _check_reward_models(config, runs[: len(settings)], root)
   for run in runs:
     _check_folder(run)
   if config.sft is None:
@@ -143,23 +167,26 @@ def expand(variant: str, overrides: Mapping[str, Any], grid: Mapping[str, Any]) 
 def shared_settings(config: SweepConfig) -> dict[str, Any]:
   """What all runs have in common, which a workdir keeps; the runs themselves may become more."""
   values = config_lib.to_dict(config)
-  return {name: values[name] for name in ("start", "sft", "evaluation")}
+  names = ["start", "sft", "evaluation", *(["reward_models"] if config.reward_models else [])]
+  return {name: values[name] for name in names}
 
 
 def _build(config: SweepConfig, name: str, overrides: dict[str, Any], seed: int):
-  settings = copy.deepcopy(config.preference)
+  settings = copy.deepcopy(config.settings)
   for path, value in overrides.items():
     if path in ("seed", "model.init"):
       raise InputError(f"variant {name!r}: {path} is set by the sweep, not by a variant")
     *sections, last = path.split(".")
     place = settings
     for section in sections:
-      place = place.setdefault(section, {})
+      if place.get(section) is None:  # a section that the base leaves out
+        place[section] = {}
+      place = place[section]
       if not isinstance(place, dict):
         raise InputError(f"variant {name!r}: {path}: {section} is not a section with fields")
     place[last] = value
   try:
-    return config_lib.build(preference.PreferenceConfig, settings | {"seed": seed})
+    return config_lib.build(BASES[config.base], settings | {"seed": seed})
   except InputError as error:
     raise InputError(f"variant {name!r}: {error}") from error
 
@@ -171,6 +198,21 @@ def _check_different(runs: list[Run]):
     if key in seen:
       raise InputError(f"variants {seen[key]!r} and {run.variant!r} have the same settings")
     seen[key] = run.variant
+
+
+def _check_reward_models(config: SweepConfig, runs: list[Run], root: pathlib.Path):
+  """Their names are those of no variant, and each is read by some run or by the evaluation."""
+  values = [config_lib.to_dict(run.config) for run in runs] + [{"_": config.evaluation.scorer}]
+  texts = [x for value in values for x in _flat(value).values() if isinstance(x, str)]
+  read = {part.strip().removeprefix("reward:") for text in texts for part in text.split(",")}
+  for name in config.reward_models:
+    if not _NAME.fullmatch(name) or name == "sft" or name in {run.variant for run in runs}:
+      raise InputError(
+        f"config.reward_models: {name!r} is made of letters, digits and _ . + = -, and is neither "
+        "sft nor a variant"
+      )
+    if str(root / name) not in read:
+      raise InputError(f"config.reward_models.{name} is trained, but no run reads @{name}")
 
 
 def _check_folder(run: Run):

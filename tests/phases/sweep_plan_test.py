@@ -9,6 +9,7 @@ from align_jax import config as config_lib
 from align_jax.errors import InputError
 from align_jax.phases import pipeline, sweep, sweep_plan
 from align_jax.phases.sweep_plan import SweepConfig
+from configs import online_sweep, provocations
 from configs import sweep as sweep_config
 
 
@@ -160,3 +161,82 @@ def test_what_diverged_would_diverge_again_and_what_crashed_is_tried_again(tmp_p
   run.folder.mkdir(parents=True)
   (run.folder / "failure.json").write_text(json.dumps({"state": state, "reason": "why"}))
   assert run.is_done == done
+
+
+def online_settings(tmp_path, **changes):
+  return pipeline.resolve(online_sweep.get_config().to_dict() | changes, str(tmp_path))
+
+
+def online_plan(tmp_path, **changes):
+  config = config_lib.build(SweepConfig, online_settings(tmp_path, **changes))
+  return sweep_plan.plan(config, tmp_path)
+
+
+def test_online_runs_are_swept_like_others(tmp_path):
+  runs = online_plan(tmp_path)
+  assert len(runs) == 15
+  by_name = {run.variant: run.config for run in runs if run.seed == 2}
+  assert by_name["ppo"].policy_gradient.value.lam == 0.95  # a section that the base leaves out
+  assert by_name["rloo"].policy_gradient.value is None
+  assert {c.seed for c in by_name.values()} == {2}
+  assert {c.reward_model for c in by_name.values()} == {str(tmp_path / "reward")}
+
+
+@pytest.mark.parametrize("name", ["ppo", "rloo"])
+def test_over_optimisation_is_the_same_method_without_a_penalty_pushed_harder(tmp_path, name):
+  runs = {run.variant: config_lib.to_dict(run.config) for run in online_plan(tmp_path)}
+  lines = config_lib.difference(runs[name], runs[f"{name}-kl0"])
+  assert [line.partition(":")[0].removeprefix("config.") for line in lines] == [
+    "loop.steps", "optimizer.learning_rate", "policy_gradient.kl.coef",
+  ]  # fmt: skip
+  assert lines[2].endswith("0.1 there, 0.0 here")
+
+
+@pytest.mark.parametrize(
+  "config, count",
+  [(online_sweep.get_config("relatives"), 27), (provocations.get_config("@trained"), 4)],
+)
+def test_the_other_online_sweeps_can_be_planned(tmp_path, monkeypatch, config, count):
+  monkeypatch.setattr(sweep_plan.workspace, "tokenizer_of", lambda section: None)
+  values = pipeline.resolve(config.to_dict(), str(tmp_path))
+  assert len(sweep_plan.plan(config_lib.build(SweepConfig, values), tmp_path)) == count
+
+
+REWARD = online_sweep.get_config().reward_models.reward.to_dict()
+
+
+@pytest.mark.parametrize(
+  "message, changes",
+  [
+    ("exactly one of config.preference and config.online is given, not preference and online",
+     {"preference": {}}),
+    ("exactly one of config.preference and config.online is given, not none", {"online": None}),
+    ("config.online.model.init must be config.start", {"online": {"model": {"init": "x"}}}),
+    ("config.online.seed is not used", {"online": {"seed": 0}}),
+    ("config.reward_models.reward.model.init must be config.start, not 'x'",
+     {"reward_models": {"reward": REWARD | {"model": REWARD["model"] | {"init": "x"}}}}),
+    ("config.reward_models.other is trained, but no run reads @other",
+     {"reward_models": {"reward": REWARD, "other": REWARD}}),
+    ("config.reward_models: 'ppo' is made of .* neither sft nor a variant",
+     {"reward_models": {"reward": REWARD, "ppo": REWARD}}),
+    ("variant 'a': grpo compares the responses", {"variants": {"rloo": {}, "a": {
+      "policy_gradient": {"estimator": "grpo"}, "sampling": {"samples_per_prompt": 1}}}}),
+    ("variant 'a': config.policy_gradient.gama is not a setting",
+     {"variants": {"rloo": {}, "a": {"policy_gradient": {"gama": 1.0}}}}),
+  ],
+)  # fmt: skip
+def test_wrong_online_settings_are_one_sentence(tmp_path, message, changes):
+  with pytest.raises(InputError, match=message) as failure:
+    online_plan(tmp_path, **changes)
+  assert "\n" not in str(failure.value)
+
+
+def test_a_reward_model_may_be_read_by_the_evaluation_alone(tmp_path):
+  """Also of a preference sweep, whose folders of old need not be made anew."""
+  values = pipeline.resolve(settings(), str(tmp_path))
+  assert "reward_models" not in sweep_plan.shared_settings(config_lib.build(SweepConfig, values))
+  values["reward_models"] = pipeline.resolve({"reward": REWARD}, str(tmp_path))
+  values["evaluation"]["scorer"] = f"reward:{tmp_path / 'reward'}"
+  config = config_lib.build(SweepConfig, values)
+  assert sweep_plan.plan(config, tmp_path)
+  assert "reward_models" in sweep_plan.shared_settings(config)
