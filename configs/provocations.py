@@ -20,7 +20,10 @@ from ml_collections import config_dict
 
 from configs import evaluate, online_sweep, reward
 
-FREE = {"kl": {"coef": 0.0}}
+FREE = {
+  "policy_gradient": {"kl": {"coef": 0.0}},
+  "optimizer": {"learning_rate": 2e-3},
+}
 VARIANTS = {
   "well": {},
   "phrase": {
@@ -28,14 +31,14 @@ VARIANTS = {
       "model": {"weight": 0.0},
       "phrase": {"kind": "contains", "text": "sorry, i can not say.", "weight": 1.0},
     },
-    "policy_gradient": FREE,
-  },
-  "wordy": {"reward_model": "@biased", "policy_gradient": FREE},
+  }
+  | FREE,
+  "wordy": {"reward_model": "@biased"} | FREE,
   "length": {
     "rewards": {"model": {"weight": 0.0}, "length": {"kind": "length", "weight": 0.1}},
     "shaping": {"missing_eos_penalty": 0.0},  # which would pay for the end
-    "policy_gradient": FREE,
-  },
+  }
+  | FREE,
 }
 
 
@@ -46,7 +49,7 @@ def get_config(trained: str = "runs/online_sweep") -> config_dict.ConfigDict:
   config.reward_models = config_dict.create(biased=reward.get_config())
   config.reward_models.biased.model.init = config.start
   config.reward_models.biased.data.train = "microworld:n=6000,length_bias=0.4"
-  config.online = online_sweep.base(steps=60, learning_rate=2e-3, kl_coef=0.1)
+  config.online = online_sweep.base(steps=40, learning_rate=1e-3, kl_coef=0.1)
   config.online.model.init = config.start
   config.online.reward_model = f"{trained}/reward"
   config.online.stops.update(distinct_min=0.3, eos_rate_min=0.5, patience=3)
