@@ -9,8 +9,9 @@
 Model and reward model are those that a sweep has trained already. The limits are the same for all.
 
   well    the reward model with a KL penalty: no limit is passed.
-  phrase  is paid for one phrase and nothing else: all prompts get one answer, and the limit on
-          distinct responses ends the run.
+  phrase  is paid for one answer and nothing else: all prompts get it, and the limit on distinct
+          responses ends the run. (Paid for any answer that contains the phrase, a policy still varies
+          what it adds: then it is the share of distinct bigrams that falls.)
   wordy   learns without a KL penalty from labellers who like an answer better by `length_bias` gold
           rewards a word: its answers grow.
   length  is paid by the token: answers never end, and the limit on the share that ends stops the run.
@@ -29,7 +30,7 @@ VARIANTS = {
   "phrase": {
     "rewards": {
       "model": {"weight": 0.0},
-      "phrase": {"kind": "contains", "text": "sorry, i can not say.", "weight": 1.0},
+      "phrase": {"kind": "regex", "text": r"sorry, i can not say\.", "weight": 1.0},
     },
   }
   | FREE,

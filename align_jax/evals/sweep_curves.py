@@ -13,7 +13,7 @@ from align_jax.evals import report, results, statistics
 from align_jax.evals.statistics import Estimate
 
 BINS = 20  # at most, of the steps of a run
-_LEAST = 5  # steps a bin
+_LEAST = 2  # steps a bin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def binned(runs: Sequence[Curves]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """(root_kl [bins], {name: scores [runs, bins]}): means over stretches of steps of equal length.
 
   Runs of different lengths are read up to the end of the shortest. √KL is that of the mean KL over the
-  runs and steps of a bin. At most `BINS` bins, of five steps each or more where there are so many.
+  runs and steps of a bin. At most `BINS` bins, of two steps each or more where there are so many.
 
   Raises:
     InputError: if there is no run, or they log different rewards.
