@@ -20,5 +20,6 @@ def get_config() -> config_dict.ConfigDict:
     clip_eps=0.2,  # OAI and N+ 0.2
     warmup=0,  # iterations in which the value model alone learns
   )
+  config.ema_decay = config_dict.placeholder(float)  # keep an average instead; InstructGPT 0.992
   config.value_optimizer = config_dict.placeholder(config_dict.ConfigDict)  # None: as the policy's
   return config

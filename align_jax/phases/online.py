@@ -50,6 +50,9 @@ class OnlineConfig:
   shaping: rl.ShapingConfig = rl.ShapingConfig()
   policy_gradient: rl.PolicyGradientConfig | None = None  # one of METHODS must be given
   value_optimizer: OptimizerConfig | None = None  # of the value model; None: as the policy's
+  ema_decay: float | None = (
+    None  # the average over iterations that is kept instead; InstructGPT 0.992
+  )
   ptx: PtxSection | None = None
   stops: StopConfig = StopConfig()
   rollouts: RolloutLogConfig = RolloutLogConfig()
@@ -64,6 +67,8 @@ class OnlineConfig:
       raise InputError("online learning needs a trained model: model.init cannot be scratch")
     if self.model.logits_chunk is not None:
       raise InputError(f"model.logits_chunk is not used here; set {given[0]}.logits_chunk")
+    if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+      raise InputError(f"ema_decay must lie between 0 and 1, not {self.ema_decay}")
     if self.loop.eval_every:
       raise InputError("loop.eval_every is not used here: scores are logged at every step")
     online_methods.check(self)
@@ -96,15 +101,16 @@ def run(config: OnlineConfig, path: str, devices) -> None:
     sampling=config.sampling,
     mesh=mesh,
     extra_draws=online_methods.extra_draws(config),
+    ema_decay=config.ema_decay,
   )
-  workspace.describe(folder, loaded, config.model, "policy", inside="policy")
+  workspace.describe(folder, loaded, config.model, "policy", inside=method.kept)
   lineage = workspace.Lineage("ppo", _parents(config, loaded, judges), data.fingerprint(prompts))
   log = RolloutLog(folder, config.rollouts)
 
   def step(state, batch):
     at = int(state.step)
     state, metrics, rollout = iterate(state, method.frozen, batch)
-    log.write(at, rollout, {})
+    log.write(at, rollout, rollout.facts)
     return state, metrics
 
   with dashboard.Live(folder) as live:
@@ -125,7 +131,7 @@ def run(config: OnlineConfig, path: str, devices) -> None:
         report=live,
       ),
     )
-  lineage.write(folder, int(state.step))
+    lineage.write(folder, int(state.step))
 
 
 def _prompts(config: OnlineConfig, mesh):

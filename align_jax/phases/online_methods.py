@@ -23,6 +23,7 @@ class Method:
   draw: Draw
   learner: Learner
   kl_coef: float = 0.0  # to begin with
+  kept: str = "policy"  # the part of the parameters that is what the run made
 
 
 def check(config) -> None:
@@ -64,7 +65,9 @@ def build(
   if gradient.value is not None:
     trainable["value"], of_value, value_model = _value(config, critic or loaded, mesh)
     frozen = frozen | of_value
-  tx = _optimizer(config, gradient)
+  if config.ema_decay is not None:
+    trainable["ema"] = policy
+  tx = _optimizer(config, gradient, tuple(trainable))
   return Method(
     trainable=trainable,
     frozen=frozen,
@@ -86,6 +89,7 @@ def build(
       accumulate=config.accumulate,
     ),
     kl_coef=gradient.kl.coef,
+    kept="policy" if config.ema_decay is None else "ema",
   )
 
 
@@ -102,15 +106,15 @@ def _value(config, start: workspace.Loaded, mesh):
   return {"lora": adapter, "head": head}, {"value": start.params}, model
 
 
-def _optimizer(config, gradient: rl.PolicyGradientConfig) -> optax.GradientTransformation:
-  """One for the policy; with a critic two, of which the policy's waits for `value.warmup`."""
-  updates = gradient.updates
-  if gradient.value is None:
-    return optimizer.make_optimizer(config.optimizer, config.loop.steps * updates)
-  waiting = gradient.value.warmup
-  policy = optimizer.make_optimizer(config.optimizer, (config.loop.steps - waiting) * updates)
-  value = config.value_optimizer or config.optimizer
-  return optimizer.by_part(
-    policy=optimizer.delayed(policy, waiting * updates),
-    value=optimizer.make_optimizer(value, config.loop.steps * updates),
-  )
+def _optimizer(config, gradient, parts: tuple[str, ...]) -> optax.GradientTransformation:
+  """One for each part: the policy's waits for `value.warmup`, and an average is not differentiated."""
+  steps, updates = config.loop.steps, gradient.updates
+  waiting = gradient.value.warmup if gradient.value else 0
+  policy = optimizer.make_optimizer(config.optimizer, (steps - waiting) * updates)
+  value = optimizer.make_optimizer(config.value_optimizer or config.optimizer, steps * updates)
+  of_part = {
+    "policy": optimizer.delayed(policy, waiting * updates),
+    "value": value,
+    "ema": optax.set_to_zero(),
+  }
+  return optimizer.by_part(**{part: of_part[part] for part in parts})

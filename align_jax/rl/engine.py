@@ -65,6 +65,7 @@ def make_iteration(
   mesh: jax.sharding.Mesh,
   opponents: int = 0,
   extra_draws: int = 0,
+  ema_decay: float | None = None,
 ) -> Callable:
   """`(state, frozen, batch) -> (state, metrics, rollout)`: sample, score, learn.
 
@@ -79,6 +80,7 @@ def make_iteration(
       and the learner sees them, but they count in no metric of the responses.
     extra_draws: k of dynamic sampling. A batch then holds k + 1 times as many prompts as are learned
       from; a group of equal scores is replaced by the next that differs, as long as there are any.
+    ema_decay: d; after every iteration params["ema"] = d·params["ema"] + (1 − d)·params["policy"].
 
   Returns:
     A function that reuses the memory of the state it is given. A batch is one of
@@ -88,6 +90,7 @@ def make_iteration(
   every = opponents + 1
   group = every * sampling.samples_per_prompt
   settings = {"shaping": shaping, "max_length": sampling.max_new_tokens, "every": every}
+  settings["ema_decay"] = ema_decay
   compiled = jax.jit(functools.partial(_learn, learner=learner, **settings), donate_argnums=0)
 
   def iterate(state, frozen, batch):
@@ -98,7 +101,9 @@ def make_iteration(
     rows = rollout.batch() | {"score": rollout.scores[""], "keep": keep}
     rows |= {name: x for name, x in batch.items() if name.startswith("ptx_")}
     learned = clock.time("train", compiled, state, frozen, sharding.put_batch(rows, mesh))
-    state, metrics = jax.block_until_ready(learned)
+    state, metrics = learned
+    facts = {n[5:]: np.asarray(metrics.pop(n)) for n in list(metrics) if n.startswith("rows/")}
+    rollout = dataclasses.replace(rollout, facts=facts)
     own = rollout.take(np.arange(0, len(rollout.texts), every))
     metrics |= {f"score/{name}": Mean.of(x) for name, x in own.scores.items() if name}
     metrics |= instruments.rollout_metrics(own, sampling.samples_per_prompt)
@@ -162,6 +167,7 @@ def _learn(
   learner: Learner,
   shaping: shaping_lib.ShapingConfig,
   max_length: int,
+  ema_decay: float | None,
   every: int,
 ) -> tuple[state_lib.OnlineState, step_lib.Metrics]:
   """The compiled part: shapes the scores, learns, counts the iteration.
@@ -183,7 +189,15 @@ def _learn(
     "eos_rate": Mean.of(batch["finished"][::every]),
     "tokens": jnp.sum(batch["segment_ids"] > 0),
   }
-  return dataclasses.replace(state, step=state.step + 1, moments=moments), metrics
+  params = state.params if ema_decay is None else _averaged(state.params, ema_decay)
+  return dataclasses.replace(state, step=state.step + 1, params=params, moments=moments), metrics
+
+
+def _averaged(params, decay: float):
+  def blend(average, weight):
+    return decay * average + (1 - decay) * weight
+
+  return params | {"ema": jax.tree.map(blend, params["ema"], params["policy"])}
 
 
 # How far the sampler's log-probs may be from the trainer's on average, in nats a token: rounding that

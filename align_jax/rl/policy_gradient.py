@@ -219,6 +219,8 @@ def _ratio_metrics(logprobs, rows, config: PolicyGradientConfig) -> step_lib.Met
 def _batch_metrics(batch, kl_coef) -> step_lib.Metrics:
   mask = batch["mask"]
   metrics = rollouts.policy_metrics(batch) | {"kl_coef": kl_coef}
+  k1 = losses.kl_estimate(batch["old_logprobs"], batch["ref_logprobs"], kind="k1")
+  metrics["rows/kl"] = losses.masked_sum(k1, mask, axis=1)
   if "importance" in batch:
     metrics["ppo/importance_mean"] = Mean.of(batch["importance"], mask)
   if "returns" in batch:

@@ -24,6 +24,7 @@ class Rollout:
   texts: Sequence[str]  # B responses without special tokens
   samples: generation.Samples
   scores: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # name -> [B]
+  facts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # what the learner saw, [B]
 
   @property
   def tokens(self) -> np.ndarray:
@@ -92,6 +93,7 @@ def sample_rollout(
     lora=variables.get("lora"),
     mesh=mesh,
     samples_per_prompt=sampling.samples_per_prompt,
+    slots=sampling.slots,
     stop=sampling.stop,
     tokenizer=tokenizer if sampling.stop else None,
     mixture=mixture,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from align_jax import config as config_lib
+from align_jax import sharding
 from align_jax.errors import InputError
-from align_jax.phases import online, pipeline
+from align_jax.phases import online, pipeline, workspace
 from align_jax.rl import engine
 from align_jax.training import checkpoints
 from configs import grpo, ppo, quickstart
@@ -74,6 +75,7 @@ FULL = {
   "policy_gradient__value": {"lam": 0.9, "coef": 0.5, "clip_eps": 0.2, "warmup": 1},
   "policy_gradient__minibatches": 2,
   "shaping__normalise": True,
+  "ema_decay": 0.5,
   "ptx": {"train": "microworld:n=32,draw=7", "length": 32, "rows_per_response": 1},
 }
 
@@ -93,7 +95,21 @@ def test_everything_is_logged(whole):
   roles = {p["role"]: pathlib.Path(p["path"]).name for p in whole.lineage["parents"]}
   assert roles == {"policy": "sft", "ref": "sft", "reward_model": "reward", "value": "reward"}
   assert {row["step"] for row in whole.said} == set(range(STEPS))
+  assert all(row["kl"] == pytest.approx(0.0, abs=1e-5) for row in whole.said if row["step"] < 2)
+  assert any(abs(row["kl"]) > 1e-3 for row in whole.said if row["step"] == STEPS - 1)
   assert (whole.folder / "dashboard.html").exists()
+
+
+def test_the_average_of_the_policies_is_what_is_kept(whole):
+  """After six iterations, of which the first moves nothing: between the start and the last policy."""
+  params = _saved(whole.folder)["params"]
+  distance = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params["ema"], params["policy"])
+  assert max(jax.tree.leaves(distance)) > 1e-5
+  assert json.loads((whole.folder / "model.json").read_text())["inside"] == "ema"
+  kept = workspace.load(
+    str(whole.folder), sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+  )
+  jax.tree.map(np.testing.assert_array_equal, kept.params, params["ema"])
 
 
 class Killed(BaseException):
