@@ -53,6 +53,7 @@ def get_config(trained: str = "runs/online_sweep") -> config_dict.ConfigDict:
   config.online = online_sweep.base(steps=40, learning_rate=1e-3, kl_coef=0.1)
   config.online.model.init = config.start
   config.online.reward_model = f"{trained}/reward"
+  # Of 4 responses to a prompt; 0.25 is one answer to each, and a limit of 0.25 is never passed.
   config.online.stops.update(distinct_min=0.3, eos_rate_min=0.5, patience=3)
   config.variants = config_dict.ConfigDict(VARIANTS)
   config.grid = config_dict.ConfigDict()

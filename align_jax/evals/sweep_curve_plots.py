@@ -13,9 +13,9 @@ from align_jax.evals.sweep_curves import Curves
 def scores_over_kl(variants: Mapping[str, Sequence[Curves]]) -> Figure:
   """One panel a reward, against √KL, with one line a variant from its first steps to its last.
 
-  Lines are means over seeds of the bins of `sweep_curves.binned`, the band is from the lowest seed to
-  the highest, the dot is the end, and the ring the best bin of a judge that nobody learns from. What is
-  learned from comes first.
+  Strong lines are means over seeds of the bins of `sweep_curves.binned`, faint ones the seeds, the dot
+  is the end, and the ring the best bin of a judge that nobody learns from. What is learned from comes
+  first.
 
   Args:
     variants: the runs of each, by name; runs of a variant log the same rewards.
@@ -45,14 +45,9 @@ def scores_over_kl(variants: Mapping[str, Sequence[Curves]]) -> Figure:
 def _line(axes, name: str, runs: Sequence[Curves], colour: str, dashes, label: str) -> None:
   root_kl, scores = sweep_curves.binned(runs)
   mean = scores[name].mean(axis=0)
-  axes.fill_between(
-    root_kl,
-    scores[name].min(axis=0),
-    scores[name].max(axis=0),
-    color=colour,
-    alpha=0.1,
-    linewidth=0,
-  )
+  for run in runs if len(runs) > 1 else ():
+    own, values = sweep_curves.binned([run])
+    axes.plot(own, values[name][0], color=colour, linestyle=dashes, linewidth=0.7, alpha=0.3)
   axes.plot(root_kl, mean, color=colour, linestyle=dashes, linewidth=1.6, label=label)
   axes.plot(root_kl[-1], mean[-1], "o", color=colour, markersize=5)
   if name not in runs[0].learned:
