@@ -20,7 +20,7 @@ from align_jax.training import loop, workdir
 from align_jax.training.loop import LoopConfig
 from align_jax.training.optimizer import OptimizerConfig
 
-METHODS = ("policy_gradient",)
+METHODS = online_methods.METHODS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,8 @@ class OnlineConfig:
   reward_model: str | None = None  # workdir; starts the value model, and rewards of kind "model"
   shaping: rl.ShapingConfig = rl.ShapingConfig()
   policy_gradient: rl.PolicyGradientConfig | None = None  # one of METHODS must be given
+  online_preference: rl.OnlinePreferenceConfig | None = None
+  rejection: rl.RejectionConfig | None = None
   value_optimizer: OptimizerConfig | None = None  # of the value model; None: as the policy's
   ema_decay: float | None = (
     None  # the average over iterations that is kept instead; InstructGPT 0.992
@@ -100,6 +102,7 @@ def run(config: OnlineConfig, path: str, devices) -> None:
     shaping=config.shaping,
     sampling=config.sampling,
     mesh=mesh,
+    opponents=online_methods.opponents(config),
     extra_draws=online_methods.extra_draws(config),
     ema_decay=config.ema_decay,
   )
@@ -141,7 +144,7 @@ def _prompts(config: OnlineConfig, mesh):
     section.train, "prompts", columns=section.columns, limit=section.limit, chat=section.chat
   )
   responses = section.batch_size * config.sampling.samples_per_prompt
-  workspace.check_batch(responses, online_methods.splits(config), mesh)
+  workspace.check_batch(online_methods.units(config), online_methods.splits(config), mesh)
   tokenizer = workspace.tokenizer_of(config.model)
   batches = data.prompt_batches(
     prompts,

@@ -12,6 +12,8 @@ from align_jax.rl.engine import Draw
 from align_jax.rl.update import Learner
 from align_jax.training import optimizer
 
+METHODS = ("policy_gradient", "online_preference", "rejection")  # sections of which one is given
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -34,6 +36,10 @@ def check(config) -> None:
     raise InputError("value_optimizer is not used: only the estimator gae has a value model")
   if (config.ptx is not None) != (gradient is not None and gradient.ptx_coef > 0):
     raise InputError("ptx and a positive policy_gradient.ptx_coef go together")
+  if config.online_preference is not None:
+    config.online_preference.pairs_per_prompt(config.sampling)
+  if config.rejection is not None:
+    config.rejection.check(config.sampling)
   if gradient is None:
     return
   if gradient.estimator in rl.GROUPED and group < 2:
@@ -45,9 +51,26 @@ def check(config) -> None:
     raise InputError("value.warmup must be less than loop.steps: the policy would never learn")
 
 
+def given(config):
+  """The section of the one method that is given."""
+  return next(x for x in (getattr(config, name) for name in METHODS) if x is not None)
+
+
+def units(config) -> int:
+  """What an iteration learns from: responses, or pairs of them."""
+  group = config.sampling.samples_per_prompt
+  if config.online_preference is not None:
+    group = config.online_preference.pairs_per_prompt(config.sampling)
+  return config.prompts.batch_size * group
+
+
 def splits(config) -> int:
-  """Parts that the responses of an iteration must split into."""
-  return config.accumulate * config.policy_gradient.minibatches
+  """Parts that the units of an iteration must split into."""
+  return config.accumulate * given(config).minibatches
+
+
+def opponents(config) -> int:
+  return config.online_preference.opponents if config.online_preference else 0
 
 
 def extra_draws(config) -> int:
@@ -62,34 +85,39 @@ def build(
   frozen = frozen or {"ref": loaded.params}
   trainable, value_model = {"policy": policy}, None
   gradient = config.policy_gradient
-  if gradient.value is not None:
+  if gradient is not None and gradient.value is not None:
     trainable["value"], of_value, value_model = _value(config, critic or loaded, mesh)
     frozen = frozen | of_value
   if config.ema_decay is not None:
     trainable["ema"] = policy
-  tx = _optimizer(config, gradient, tuple(trainable))
+  tx = _optimizer(config, tuple(trainable))
   return Method(
     trainable=trainable,
     frozen=frozen,
     tx=tx,
-    draw=rl.policy_draw(
-      model,
-      config.sampling,
-      prompts=prompts,
-      tokenizer=loaded.tokenizer,
-      eos_ids=data.stop_ids(loaded.tokenizer),
-      mesh=mesh,
-    ),
-    learner=rl.policy_gradient_learner(
-      model,
-      gradient,
-      sampling=config.sampling,
-      tx=tx,
-      value_model=value_model,
-      accumulate=config.accumulate,
-    ),
-    kl_coef=gradient.kl.coef,
+    draw=_draw(config, model, prompts, loaded.tokenizer, mesh),
+    learner=_learner(config, model, value_model, tx),
+    kl_coef=gradient.kl.coef if gradient else 0.0,
     kept="policy" if config.ema_decay is None else "ema",
+  )
+
+
+def _draw(config, model, prompts, tokenizer, mesh) -> Draw:
+  settings = {"prompts": prompts, "tokenizer": tokenizer, "mesh": mesh}
+  settings["eos_ids"] = data.stop_ids(tokenizer)
+  if config.online_preference is not None:
+    return rl.preference_draw(model, config.online_preference, config.sampling, **settings)
+  return rl.policy_draw(model, config.sampling, **settings)
+
+
+def _learner(config, model, value_model, tx) -> Learner:
+  settings = {"sampling": config.sampling, "tx": tx, "accumulate": config.accumulate}
+  if config.online_preference is not None:
+    return rl.preference_learner(model, config.online_preference, **settings)
+  if config.rejection is not None:
+    return rl.rejection_learner(model, config.rejection, **settings)
+  return rl.policy_gradient_learner(
+    model, config.policy_gradient, value_model=value_model, **settings
   )
 
 
@@ -106,10 +134,11 @@ def _value(config, start: workspace.Loaded, mesh):
   return {"lora": adapter, "head": head}, {"value": start.params}, model
 
 
-def _optimizer(config, gradient, parts: tuple[str, ...]) -> optax.GradientTransformation:
+def _optimizer(config, parts: tuple[str, ...]) -> optax.GradientTransformation:
   """One for each part: the policy's waits for `value.warmup`, and an average is not differentiated."""
-  steps, updates = config.loop.steps, gradient.updates
-  waiting = gradient.value.warmup if gradient.value else 0
+  steps, updates = config.loop.steps, given(config).updates
+  gradient = config.policy_gradient
+  waiting = gradient.value.warmup if gradient and gradient.value else 0
   policy = optimizer.make_optimizer(config.optimizer, (steps - waiting) * updates)
   value = optimizer.make_optimizer(config.value_optimizer or config.optimizer, steps * updates)
   of_part = {

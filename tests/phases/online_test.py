@@ -14,7 +14,7 @@ from align_jax.errors import InputError
 from align_jax.phases import online, pipeline, workspace
 from align_jax.rl import engine
 from align_jax.training import checkpoints
-from configs import grpo, ppo, quickstart
+from configs import grpo, nash_md, online_dpo, ppo, quickstart, raft, xpo
 
 WORLD, STEPS = "microworld:n=32", 6
 
@@ -176,6 +176,17 @@ def test_a_critic_without_a_reward_model_starts_from_the_policy(trained, tmp_pat
   run = _run(config, tmp_path / "run")
   roles = {p["role"]: pathlib.Path(p["path"]).name for p in run.lineage["parents"]}
   assert roles == {"policy": "sft", "ref": "sft", "value": "sft"}
+
+
+@pytest.mark.parametrize("base", [online_dpo, xpo, nash_md, raft])
+def test_the_other_methods_run_on_the_same_loop(trained, tmp_path, base):
+  """From their own configs, two iterations each; the policy begins as its reference and moves."""
+  group = base.get_config().sampling.samples_per_prompt
+  settings = {"loop__steps": 2, "sampling__samples_per_prompt": group}
+  run = _run(_settings(trained, base, **settings), tmp_path / "run")
+  assert [line["step"] for line in run.lines] == [0, 1]
+  assert run.lines[0]["kl/ref"] == pytest.approx(0.0, abs=1e-5) != run.lines[1]["kl/ref"]
+  assert all(np.isfinite(line["loss"]) and "score/gold" in line for line in run.lines)
 
 
 def test_a_stop_ends_the_run_and_says_why(trained, tmp_path):
