@@ -16,7 +16,7 @@ def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.sets = config_dict.ConfigDict()
   config.sets.smollm2 = requests(
-    common.model("smollm2", remat="none"), requests=48, slots=8, prompt_length=32, equal_tokens=64
+    common.model("smollm2", remat="none"), requests=64, slots=8, prompt_length=32, equal_tokens=64
   )
   config.sets.microworld = requests(
     common.microworld_model(), requests=512, slots=64, prompt_length=32, equal_tokens=0

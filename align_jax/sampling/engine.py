@@ -14,6 +14,7 @@ from align_jax.sampling.distribution import make_decoding
 from align_jax.sampling.samples import Samples
 
 PATIENCE = 8  # with slots, rows are refilled when one in so many has ended
+AHEAD = 8  # rows, and prompts are prefilled for at least so many at a time
 
 
 def generate(
@@ -137,7 +138,9 @@ def _plan(count: int, samples_per_prompt: int, batch_size, slots, mesh) -> sched
     return scheduler.Plan(rows, prompts, rows, samples_per_prompt)
   rows = _round_up(min(slots, prompts * samples_per_prompt), ways)
   patience = max(rows // PATIENCE, 1)
-  prompts = _round_up(-(-patience // samples_per_prompt), ways)
+  # Prompts are read ahead: reading a few takes hardly longer than reading one.
+  ahead = max(patience, min(rows, AHEAD))
+  prompts = _round_up(-(-ahead // samples_per_prompt), ways)
   return scheduler.Plan(rows, prompts, patience, samples_per_prompt)
 
 

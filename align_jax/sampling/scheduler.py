@@ -29,7 +29,7 @@ class Plan:
   @property
   def newcomers(self) -> int:
     """Rows admitted at a time."""
-    return min(self.rows, self.prompts * self.samples_per_prompt)
+    return min(self.patience, self.prompts * self.samples_per_prompt)
 
 
 @dataclasses.dataclass(frozen=True)
