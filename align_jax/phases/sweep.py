@@ -156,10 +156,14 @@ def _advance(settings: evaluate.EvaluateConfig, task: Run, devices, stopping):
   evaluate.run(settings, str(task.folder), devices, reference=reference)
 
 
-@functools.lru_cache(maxsize=1)
+_KEPT: list[Any] = []  # of this worker: (settings, devices) and the reference made for them
+
+
 def _reference(settings: evaluate.EvaluateConfig, devices) -> evaluate.Reference:
   """The start and its answers, once a worker: they are the same for all runs."""
-  return evaluate.sample_reference(settings, devices)
+  if not _KEPT or _KEPT[0] != (settings, devices):
+    _KEPT[:] = (settings, devices), evaluate.sample_reference(settings, devices)
+  return _KEPT[1]
 
 
 def _record_failure(task: Run, state: str, reason: str):
