@@ -1,8 +1,8 @@
 """The bugs that users of other systems met, and the tests that keep each of them out of this one.
 
 The numbers are those of the bug list of the peer survey, section 3: masking and tokenisation (1-9),
-losses and log-probs (10-20), KL, PPO and reward models (21-31), memory and speed (36, 37), packing
-(44). Where a bug cannot happen here by construction, its line says why, and names the test that is
+losses and log-probs (10-20), KL, PPO and reward models (21-31), memory and speed (36, 37), resuming (33, 34), packing
+(44), the denominators of DAPO (49). Where a bug cannot happen here by construction, its line says why, and names the test that is
 closest to it.
 """
 
@@ -20,7 +20,11 @@ OBJECTIVES, STEP = "tests/training/objectives_test.py", "tests/training/step_tes
 PREFERENCE, POLICY = "tests/losses/preference_test.py", "tests/losses/policy_test.py"
 KL, MASKED = "tests/losses/kl_test.py", "tests/losses/masked_test.py"
 DECODE, HEADS = "tests/sampling/decode_test.py", "tests/models/heads_test.py"
-PPO, REWARDS, ROLLOUTS = (f"tests/rl/{name}_test.py" for name in ("ppo", "rewards", "rollouts"))
+ENGINE, ADVANTAGES, GRADIENT, REWARDS, ROLLOUTS, SHAPING = (
+  f"tests/rl/{name}_test.py"
+  for name in ("engine", "advantages", "policy_gradient", "rewards", "rollouts", "shaping")
+)
+ONLINE = "tests/phases/online_test.py"
 CACHE = "tests/phases/reference_test.py"
 TRANSFORMER = "tests/models/transformer_test.py::TestForward"
 
@@ -111,7 +115,7 @@ BUGS = {
     (
       f"{OBJECTIVES}::test_lora_at_birth_is_its_own_reference",
       f"{STEP}::test_the_policy_is_its_reference_on_the_mesh",
-      f"{PPO}::test_lora_on_eight_devices_starts_where_full_weights_on_one_do",
+      f"{ENGINE}::test_lora_on_eight_devices_starts_where_full_weights_on_one_do",
     ),
   ),
   13: (
@@ -155,8 +159,8 @@ BUGS = {
     (
       f"{DECODE}::test_logprobs_are_the_trainers",
       f"{ROLLOUTS}::test_the_trainers_logprobs_are_the_samplers",
-      f"{PPO}::test_sampler_and_trainer_agree_all_along",
-      f"{PPO}::test_identity_check_stops_a_run",
+      f"{ENGINE}::test_sampler_and_trainer_agree_all_along",
+      f"{ENGINE}::test_identity_check_stops_a_run",
     ),
   ),
   19: (
@@ -173,7 +177,7 @@ BUGS = {
     (
       f"{STEP}::test_accumulation_of_parts_that_weigh_differently_changes_nothing",
       f"{STEP}::test_accumulation_changes_nothing",
-      f"{PPO}::test_accumulation_over_responses_of_different_lengths_changes_nothing",
+      f"{GRADIENT}::test_accumulation_over_responses_of_different_lengths_changes_nothing",
       f"{MASKED}::test_mean_is_exact_under_uneven_accumulation",
     ),
   ),
@@ -182,14 +186,14 @@ BUGS = {
     (
       f"{KL}::test_k3_is_never_negative_and_k1_may_be",
       f"{KL}::test_k1_and_k3_are_unbiased_and_k2_is_not",
-      f"{PPO}::test_the_score_rises_and_the_kl_is_reported",
+      f"{ENGINE}::test_the_score_rises_and_the_kl_is_reported",
       f"{ROLLOUTS}::test_nothing_is_there_off_the_mask",
     ),
   ),
   22: (
     "the KL that is reported is another than the one that is trained on",
     (
-      f"{PPO}::test_the_reported_kl_is_the_one_that_is_paid",
+      f"{ADVANTAGES}::test_the_reported_kl_is_the_one_that_is_paid",
       f"{POLICY}::test_the_sum_of_shaped_rewards_is_score_minus_kl",
     ),
   ),
@@ -206,13 +210,13 @@ BUGS = {
     "the score is paid on a padding token instead of on the last token of the response",
     (
       f"{POLICY}::test_score_lands_on_the_last_sampled_token",
-      f"{PPO}::test_advantages_are_whitened_gae_of_shaped_rewards",
+      f"{ADVANTAGES}::test_gae_of_shaped_rewards_and_its_whitening",
     ),
   ),
   25: (
     "sentinels and padding leak into entropies, metrics and advantages",
     (
-      f"{PPO}::test_padding_and_empty_responses_leak_into_nothing",
+      f"{ADVANTAGES}::test_padding_and_empty_responses_leak_into_nothing",
       f"{POLICY}::test_nothing_off_the_mask_is_read",
       f"{MASKED}::test_masked_out_values_never_leak",
     ),
@@ -225,13 +229,13 @@ BUGS = {
     "a sample without any action turns the batch into NaN",
     (
       f"{POLICY}::test_empty_responses_give_zeros",
-      f"{PPO}::test_padding_and_empty_responses_leak_into_nothing",
+      f"{ADVANTAGES}::test_padding_and_empty_responses_leak_into_nothing",
       f"{OBJECTIVES}::test_empty_rows_leave_every_gradient_finite",
     ),
   ),
   28: (
     "rewards are normalised before responses without an EOS are punished",
-    (f"{REWARDS}::test_the_order_is_penalty_then_normalise_then_clip",),
+    (f"{SHAPING}::test_the_order_is_penalty_then_normalise_then_clip",),
   ),
   29: (
     "a reward model without a padding id reads the wrong last token",
@@ -257,6 +261,17 @@ BUGS = {
       f"{STEP}::test_accumulation_of_parts_that_weigh_differently_changes_nothing",
     ),
   ),
+  33: (
+    "after a resume data is repeated or skipped, or the optimizer starts afresh",
+    (f"{ONLINE}::test_a_killed_run_resumes_bit_exactly",),
+  ),
+  34: (
+    "PPO cannot resume: value model, KL controller, random numbers",
+    (
+      f"{ONLINE}::test_a_killed_run_resumes_bit_exactly",
+      f"{ENGINE}::test_a_run_resumed_from_its_state_is_bit_exact",
+    ),
+  ),
   36: (
     "the logits of all positions are held at once, in float32",
     (
@@ -279,6 +294,14 @@ BUGS = {
       "tests/models/branches_test.py::test_a_row_that_forks_equals_a_row_for_each_answer",
     ),
   ),
+  49: (
+    "nobody knows what DAPO divides by, and the sampler's own policy is not corrected for",
+    (
+      f"{GRADIENT}::test_the_loss_is_the_formula_averaged_as_asked",
+      f"{GRADIENT}::test_the_others_point_elsewhere",
+      f"{ADVANTAGES}::test_importance_weights_by_name",
+    ),
+  ),
 }
 
 
@@ -295,7 +318,7 @@ def functions_of(path):
 
 
 def test_every_bug_is_listed_and_described():
-  assert list(BUGS) == [*range(1, 32), 36, 37, 44]
+  assert list(BUGS) == [*range(1, 32), 33, 34, 36, 37, 44, 49]
   assert all(line and tests for line, tests in BUGS.values())
   assert len({line for line, _ in BUGS.values()}) == len(BUGS)
 
