@@ -93,6 +93,14 @@ def run(config: OnlineConfig, path: str, devices) -> None:
     policy=loaded,
     mesh=mesh,
     dtype=config.model.dtype,
+    reference=rewards_phase.reference_rollouts(
+      loaded,
+      prompts,
+      max_length=config.prompts.max_length,
+      sampling=config.sampling,
+      seed=config.seed,
+      mesh=mesh,
+    ),
   )
   method = online_methods.build(config, loaded, judges.get(config.reward_model), prompts, mesh)
   iterate = rl.make_iteration(
@@ -145,6 +153,9 @@ def _prompts(config: OnlineConfig, mesh):
   )
   responses = section.batch_size * config.sampling.samples_per_prompt
   workspace.check_batch(online_methods.units(config), online_methods.splits(config), mesh)
+  rewards_phase.check(
+    config.rewards, prompts, prompts_source=section.train, reward_model=config.reward_model
+  )
   tokenizer = workspace.tokenizer_of(config.model)
   batches = data.prompt_batches(
     prompts,

@@ -189,6 +189,21 @@ def test_the_other_methods_run_on_the_same_loop(trained, tmp_path, base):
   assert all(np.isfinite(line["loss"]) and "score/gold" in line for line in run.lines)
 
 
+def test_a_reward_is_standardised_over_responses_of_the_starting_policy(trained, tmp_path):
+  """Logged beside the raw one it is an affine function of it, the same at every step."""
+  terms = {
+    "raw": {"kind": "model", "weight": 0.0},
+    "standard": {"kind": "model", "weight": 1.0, "standardise": 16},
+  }
+  config = _settings(trained, grpo, rewards=terms, loop__steps=3)
+  lines = _run(config, tmp_path / "run").lines
+  raw, standard = (np.array([line[f"score/{n}"] for line in lines]) for n in ("raw", "standard"))
+  slope, offset = np.polyfit(raw, standard, 1)
+  np.testing.assert_allclose(slope * raw + offset, standard, atol=1e-3)
+  assert slope > 1.5  # an untrained reward model's scores lie close together
+  assert abs(standard[0]) < 1.5
+
+
 def test_a_stop_ends_the_run_and_says_why(trained, tmp_path):
   stops = {"length_max": 0.5, "patience": 2}
   run = _run(_settings(trained, grpo, stops=stops), tmp_path / "run")
