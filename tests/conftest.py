@@ -5,6 +5,9 @@ import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Threads that XLA may block in collectives. Eight devices that wait in two of them at once need more than
+# the eight it takes by itself, or they wait for ever.
+os.environ.setdefault("NPROC", "32")
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/align_jax/compiled-tests")
 )

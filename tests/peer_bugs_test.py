@@ -1,9 +1,9 @@
 """The bugs that users of other systems met, and the tests that keep each of them out of this one.
 
 The numbers are those of the bug list of the peer survey, section 3: masking and tokenisation (1-9),
-losses and log-probs (10-20), KL, PPO and reward models (21-31), memory and speed (36, 37), resuming (33, 34), packing
-(44), the denominators of DAPO (49). Where a bug cannot happen here by construction, its line says why, and names the test that is
-closest to it.
+losses and log-probs (10-20), KL, PPO and reward models (21-31), resuming (33, 34), memory and speed
+(36, 37), packing (44), the denominators of DAPO (49). Where a bug cannot happen here by construction,
+its line says why, and names the test that is closest to it.
 """
 
 import ast

@@ -34,6 +34,12 @@ def check(config) -> None:
   critic = gradient is not None and gradient.value is not None
   if config.value_optimizer is not None and not critic:
     raise InputError("value_optimizer is not used: only the estimator gae has a value model")
+  least = config.stops.distinct_min
+  if group > 1 and least is not None and least <= 1 / group:
+    raise InputError(
+      f"stops.distinct_min = {least:g} is never passed: of {group} responses to a prompt at least one "
+      "is distinct"
+    )
   if (config.ptx is not None) != (gradient is not None and gradient.ptx_coef > 0):
     raise InputError("ptx and a positive policy_gradient.ptx_coef go together")
   if config.online_preference is not None:

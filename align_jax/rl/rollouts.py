@@ -24,7 +24,9 @@ class Rollout:
   texts: Sequence[str]  # B responses without special tokens
   samples: generation.Samples
   scores: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # name -> [B]
-  facts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # what the learner saw, [B]
+  facts: dict[str, np.ndarray] = dataclasses.field(
+    default_factory=dict
+  )  # what the learner saw, [B]
 
   @property
   def tokens(self) -> np.ndarray:

@@ -223,6 +223,7 @@ def test_a_stop_ends_the_run_and_says_why(trained, tmp_path):
     ),
     ({"sampling__samples_per_prompt": 0}, "samples_per_prompt must be at least 1"),
     ({"stops": {"patience": 3}}, "no limit is set"),
+    ({"stops": {"distinct_min": 0.5}}, "is never passed"),
     ({"model__logits_chunk": 4}, "set policy_gradient.logits_chunk"),
   ],
 )
