@@ -1,7 +1,8 @@
-"""Speed of the preference step or of sampling, as ratios measured side by side in one run.
+"""Speed of the preference step or of sampling, as ratios of one run; or what a PPO step spends its time on.
 
 python -m experiments.benchmark --config=configs/benchmark.py --workdir=runs/benchmark
 python -m experiments.benchmark --config=configs/benchmark_sampling.py --workdir=runs/sampling
+python -m experiments.benchmark --config=configs/benchmark_online.py --workdir=runs/benchmark_online
 """
 
 from align_jax import app
@@ -10,11 +11,14 @@ CONFIG, WORKDIR = app.define("configs/benchmark.py")
 
 
 def main():
-  from align_jax.phases import benchmark, sampling_benchmark
+  from align_jax.phases import benchmark, online_benchmark, sampling_benchmark
 
-  if "sets" in app.values(CONFIG):  # requests to a sampler; a preference step has data
+  values = app.values(CONFIG)
+  if "sets" in values:  # requests to a sampler
     phase, settings = sampling_benchmark, sampling_benchmark.SamplingBenchmarkConfig
-  else:
+  elif "online" in values:
+    phase, settings = online_benchmark, online_benchmark.OnlineBenchmarkConfig
+  else:  # a preference step
     phase, settings = benchmark, benchmark.BenchmarkConfig
   phase.run(app.settings(CONFIG, settings), WORKDIR.value, app.devices())
 

@@ -11,7 +11,7 @@ import pytest
 from align_jax import config as config_lib
 from align_jax import sharding
 from align_jax.errors import InputError
-from align_jax.phases import online, pipeline, workspace
+from align_jax.phases import online, online_benchmark, pipeline, workspace
 from align_jax.rl import engine
 from align_jax.training import checkpoints
 from configs import grpo, nash_md, online_dpo, ppo, quickstart, raft, xpo
@@ -202,6 +202,19 @@ def test_a_reward_is_standardised_over_responses_of_the_starting_policy(trained,
   np.testing.assert_allclose(slope * raw + offset, standard, atol=1e-3)
   assert slope > 1.5  # an untrained reward model's scores lie close together
   assert abs(standard[0]) < 1.5
+
+
+def test_the_benchmark_says_what_a_step_spends_its_time_on(trained, tmp_path):
+  config = online_benchmark.OnlineBenchmarkConfig(_settings(trained, grpo, loop__steps=3))
+  results = online_benchmark.run(config, str(tmp_path), jax.devices()[:1])
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1:]
+  spent = {n: np.mean([json.loads(line)[n] for line in lines]) for n in results["seconds"]}
+  assert set(spent) == {"time/sample", "time/score", "time/train"} and results["iterations"] == 2
+  assert results["shares"]["time/sample"] == pytest.approx(
+    spent["time/sample"] / sum(spent.values())
+  )
+  with pytest.raises(InputError, match="the first compiles"):
+    online_benchmark.OnlineBenchmarkConfig(_settings(trained, grpo, loop__steps=2))
 
 
 def test_a_stop_ends_the_run_and_says_why(trained, tmp_path):
