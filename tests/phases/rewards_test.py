@@ -11,11 +11,12 @@ import pytest
 from align_jax import config as config_lib
 from align_jax import data, models, rl, sampling, worlds
 from align_jax.errors import InputError
-from align_jax.phases import evaluate, records, workspace
+from align_jax.phases import evaluate, online, records, workspace
 from align_jax.phases import rewards as rewards_phase
 from align_jax.phases.rewards import RewardConfig
 from align_jax.rl import rewards
 from align_jax.rl.rollouts import Rollout
+from configs import smollm2_grpo
 
 PROMPTS = [
   data.Prompt(({"role": "user", "content": "2 + 2?"},), {"answer": "#### 4", "p": r"\d"}, "f.jsonl:1"),
@@ -320,3 +321,16 @@ def test_a_bad_reference_stops_an_evaluation_before_the_policy_is_loaded(tmp_pat
   )
   with pytest.raises(InputError, match="c: arithmetic-0/train:1: field 'answer': no letter"):
     evaluate.run(config, str(tmp_path), jax.devices()[:1])
+
+
+def test_the_real_models_settings_are_whole_and_its_problems_are_held_out():
+  training = config_lib.build(online.OnlineConfig, smollm2_grpo.get_config().to_dict())
+  settings = smollm2_grpo.get_config("evaluation").to_dict()
+  evaluation = config_lib.build(evaluate.EvaluateConfig, settings)
+  assert training.rewards == evaluation.rewards
+  seen = records.read(training.prompts.train, "prompts")
+  asked = evaluate.read_prompts(evaluation)
+  _check(seen + asked, n={"kind": "numeric"})
+  assert not {str(p.prompt) for p in seen} & {str(p.prompt) for p in asked}
+  with pytest.raises(ValueError, match="has the parts training, evaluation"):
+    smollm2_grpo.get_config("test")
