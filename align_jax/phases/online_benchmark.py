@@ -13,7 +13,7 @@ from align_jax.training import workdir
 
 @dataclasses.dataclass(frozen=True)
 class OnlineBenchmarkConfig:
-  """Settings of `experiments.benchmark` for an online run; the first iteration compiles and is not counted."""
+  """An online run to be timed; its first iteration, which compiles, is not counted."""
 
   online: online.OnlineConfig
 
