@@ -64,5 +64,5 @@ def test_a_tied_table_starts_small():
 
 def test_the_cache_has_the_type_asked_for(model):
   cache = models.init_cache(model, 2, 7, "bfloat16")["layers"]
-  assert cache["keys"].shape == cache["values"].shape == (3, 2, 7, 2, 16)
+  assert cache["keys"].shape == cache["values"].shape == (3, 2, 2, 7, 16)
   assert cache["keys"].dtype == jnp.bfloat16

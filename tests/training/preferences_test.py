@@ -14,7 +14,10 @@ UNPAIRED = {"kto", "apo_zero_unpaired", "bco_unpaired"}
 
 
 def test_every_loss_on_responses_can_be_named_in_a_config():
-  """Those of policies against one another or a reference; not those of reward models or of PPO."""
+  """Those of policies against one another or a reference; not those of reward models or of PPO.
+
+  XPO and Nash-MD learn from their own samples: they are named by `rl.online_preference`.
+  """
 
   def arguments(name):
     return inspect.signature(getattr(losses, name)).parameters
@@ -24,7 +27,7 @@ def test_every_loss_on_responses_can_be_named_in_a_config():
     for name in losses.__all__
     if name.endswith("_loss") and any(a.startswith("policy_") for a in arguments(name))
   }
-  assert set(MEMBERS) == of_responses and len(MEMBERS) == 31
+  assert set(MEMBERS) == of_responses - {"xpo", "nash_md"} and len(MEMBERS) == 31
 
 
 @pytest.mark.parametrize("name", MEMBERS)
