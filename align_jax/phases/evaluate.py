@@ -195,7 +195,6 @@ def _sum_of_rewards(config: EvaluateConfig, loaded: workspace.Loaded, mesh):
   terms, _ = rewards_phase.build(
     config.rewards,
     prompts_source=config.data,
-    prompts=read_prompts(config),
     reward_model=None,
     policy=loaded,
     mesh=mesh,

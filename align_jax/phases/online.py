@@ -85,23 +85,7 @@ def run(config: OnlineConfig, path: str, devices) -> None:
     return
   prompts, batches = _prompts(config, mesh)
   loaded = workspace.start(config.model, mesh, seed=config.seed)
-  rewards, judges = rewards_phase.build(
-    config.rewards,
-    prompts_source=config.prompts.train,
-    prompts=prompts,
-    reward_model=config.reward_model,
-    policy=loaded,
-    mesh=mesh,
-    dtype=config.model.dtype,
-    reference=rewards_phase.reference_rollouts(
-      loaded,
-      prompts,
-      max_length=config.prompts.max_length,
-      sampling=config.sampling,
-      seed=config.seed,
-      mesh=mesh,
-    ),
-  )
+  rewards, judges = _rewards(config, loaded, prompts, mesh)
   method = online_methods.build(config, loaded, judges.get(config.reward_model), prompts, mesh)
   iterate = rl.make_iteration(
     method.draw,
@@ -165,6 +149,27 @@ def _prompts(config: OnlineConfig, mesh):
     seed=config.seed,
   )
   return prompts, ptx_phase.join(batches, config.ptx, tokenizer, responses, config.seed)
+
+
+def _rewards(config: OnlineConfig, loaded: workspace.Loaded, prompts, mesh):
+  """(terms of the score, the reward models they use by workdir)."""
+  reference = rewards_phase.reference_rollouts(
+    loaded,
+    prompts,
+    max_length=config.prompts.max_length,
+    sampling=config.sampling,
+    seed=config.seed,
+    mesh=mesh,
+  )
+  return rewards_phase.build(
+    config.rewards,
+    prompts_source=config.prompts.train,
+    reward_model=config.reward_model,
+    policy=loaded,
+    mesh=mesh,
+    dtype=config.model.dtype,
+    reference=reference,
+  )
 
 
 def _parents(config: OnlineConfig, loaded, judges):

@@ -205,7 +205,6 @@ def build(
   configs: dict[str, RewardConfig],
   *,
   prompts_source: str,
-  prompts: Sequence[data.Prompt],
   reward_model: str | None,
   policy: workspace.Loaded,
   mesh,
@@ -214,10 +213,11 @@ def build(
 ) -> tuple[list[rl.Reward], dict[str, workspace.Loaded]]:
   """(rewards in the order of `configs`, the reward models they use by workdir, `reward_model` first).
 
+  What can fail without a model in memory is `check`ed by the caller, before it loads any.
+
   Args:
     configs: the terms by name.
     prompts_source: where the prompts are from; the gold judge must know the world.
-    prompts: all of them; see `check`, which this calls.
     reward_model: workdir of what a term of kind "model" without a source means. It is loaded, once,
       whether or not a term reads it: the value model starts from it.
     policy: must have the reward models' vocabulary.
@@ -225,7 +225,6 @@ def build(
     dtype: of the reward models' activations.
     reference: n -> a rollout of n responses of the starting policy, for `standardise`.
   """
-  check(configs, prompts, prompts_source=prompts_source, reward_model=reward_model)
   judges = {}
 
   def load(workdir: str) -> workspace.Loaded:

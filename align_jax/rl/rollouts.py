@@ -209,14 +209,11 @@ def policy_metrics(batch: dict[str, jax.Array]) -> step_lib.Metrics:
 
 
 def _in_parts(function, rows, parts: int):
-  """function(rows), in interleaved parts one after the other (each keeps the rows' sharding)."""
+  """function(rows), in interleaved parts one after the other."""
   if parts == 1:
     return function(rows)
-
-  def split(x):
-    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
 
   def join(x):
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
-  return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, rows)))
+  return jax.tree.map(join, jax.lax.map(function, step_lib.interleaved_parts(rows, parts)))

@@ -58,10 +58,6 @@ def train_step(
 def _accumulated(value_and_grad, params, frozen, batch, rng, parts: int):
   """Scans over `parts` interleaved slices of the batch, adding gradients and metrics."""
 
-  def split(x):
-    # Row r goes to part r % parts, so that each part keeps the batch's sharding over devices.
-    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
-
   def body(carry, microbatch_and_index):
     microbatch, index = microbatch_and_index
     (_, metrics), grads = value_and_grad(params, frozen, microbatch, jax.random.fold_in(rng, index))
@@ -69,12 +65,24 @@ def _accumulated(value_and_grad, params, frozen, batch, rng, parts: int):
     totals = {name: _combine(name, totals[name], value) for name, value in metrics.items()}
     return (totals, jax.tree.map(jnp.add, summed, grads)), None
 
-  microbatches = jax.tree.map(split, batch)
+  microbatches = interleaved_parts(batch, parts)
   first = jax.tree.map(lambda x: x[0], microbatches)
   shapes = jax.eval_shape(lambda b: value_and_grad(params, frozen, b, rng), first)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
   (metrics, grads), _ = jax.lax.scan(body, zeros, (microbatches, jnp.arange(parts)))
   return metrics, grads
+
+
+def interleaved_parts(rows, parts: int):
+  """Every array [N, ...] as [parts, N / parts, ...].
+
+  Row r goes to part r % parts, so that each part keeps the rows' sharding over devices.
+  """
+
+  def split(x):
+    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+  return jax.tree.map(split, rows)
 
 
 def is_maximum(name: str) -> bool:

@@ -40,10 +40,10 @@ def _check(prompts=PROMPTS, source="f.jsonl", reward_model=None, **terms):
 
 
 def _build(prompts=PROMPTS, source="f.jsonl", reward_model=None, reference=None, **terms):
+  _check(prompts, source, reward_model, **terms)
   return rewards_phase.build(
     {name: _config(**settings) for name, settings in terms.items()},
     prompts_source=source,
-    prompts=prompts,
     reward_model=reward_model,
     policy=types.SimpleNamespace(tokenizer=Tokenizer()),
     mesh=None,
