@@ -80,6 +80,42 @@ def standardised(reward: Reward, reference: Rollout) -> Reward:
 ENSEMBLES = ("mean", "min", "uwo")
 
 
+def combine_members(
+  values: np.ndarray, combine: str, variance_coef: float | None = None
+) -> np.ndarray:
+  """mean: mean_k r_k.  min: min_k r_k (worst case, WCO).  uwo: mean_k r_k − λ · var_k r_k.
+
+  var is the population's, ddof = 0, as in the paper's best-of-n; its PPO code has ddof = 1, which is
+  K / (K − 1) times the λ.
+
+  Args:
+    values: [K, ...] scores of the members, on one scale.
+    combine: one of `ENSEMBLES`.
+    variance_coef: λ ≥ 0 of uwo, and needed there; paper: 0.5 for best-of-n, 0.1 for PPO. 0 is the mean.
+
+  Returns:
+    [...], of the type of `values`.
+
+  Raises:
+    InputError: for another `combine`, or a `variance_coef` that is missing, negative or not used.
+
+  References:
+    Coste et al. 2023, https://arxiv.org/abs/2310.02743.
+  """
+  _check_combination(combine, variance_coef)
+  if combine == "min":
+    return values.min(axis=0)
+  mean = values.mean(axis=0)
+  return mean if combine == "mean" else mean - variance_coef * values.var(axis=0)
+
+
+def _check_combination(combine: str, variance_coef: float | None) -> None:
+  if combine not in ENSEMBLES:
+    raise InputError(f"combine must be one of {', '.join(ENSEMBLES)}, not {combine!r}")
+  if (combine == "uwo") != (variance_coef is not None) or (variance_coef or 0.0) < 0:
+    raise InputError("variance_coef is for combine='uwo': needed there, never negative, else None")
+
+
 def ensemble_reward(
   name: str,
   members: Sequence[Reward],
@@ -90,34 +126,26 @@ def ensemble_reward(
 ) -> tuple[Reward, Reward]:
   """One reward from K, and beside it, with weight 0, their spread `<name>/spread`.
 
-  mean: mean_k r_k.  min: min_k r_k (worst case, WCO).  uwo: mean_k r_k − λ · var_k r_k.
-  var and the spread (a standard deviation) are the population's, ddof = 0, as in the paper's
-  best-of-n; its PPO code has ddof = 1, which is K / (K − 1) times the λ.
+  The spread is their standard deviation, ddof = 0.
 
   Args:
     name: of the sum.
     members: at least two. Reward models have arbitrary offsets, which only the mean does not care
       about: for min and uwo each must be `standardised` first. Their own weights must be 1.
-    combine: one of `ENSEMBLES`.
-    variance_coef: λ ≥ 0 of uwo, and needed there; paper: 0.5 for best-of-n, 0.1 for PPO.
+    combine: as in `combine_members`.
+    variance_coef: as in `combine_members`.
     weight: of the combined reward.
 
   References:
     Coste et al. 2023, https://arxiv.org/abs/2310.02743.
   """
-  if combine not in ENSEMBLES:
-    raise InputError(f"combine must be one of {', '.join(ENSEMBLES)}, not {combine!r}")
-  if (combine == "uwo") != (variance_coef is not None) or (variance_coef or 0.0) < 0:
-    raise InputError("variance_coef is for combine='uwo': needed there, never negative, else None")
+  _check_combination(combine, variance_coef)
   if len(members) < 2 or any(member.weight != 1.0 for member in members):
     raise InputError("an ensemble takes two members or more, each of weight 1")
   values = _once(lambda rollout: np.stack([_checked(member, rollout) for member in members]))
 
   def combined(rollout: Rollout) -> np.ndarray:
-    found = values(rollout)
-    if combine == "min":
-      return found.min(axis=0)
-    return found.mean(axis=0) - (variance_coef or 0.0) * found.var(axis=0)
+    return combine_members(values(rollout), combine, variance_coef)
 
   spread = Reward(f"{name}/spread", lambda rollout: values(rollout).std(axis=0), 0.0)
   return Reward(name, combined, weight), spread

@@ -139,48 +139,6 @@ def test_members_are_read_once_a_rollout():
   assert len(calls) == 4
 
 
-def _exploited(combine, coef, shared, n_values, seed=0):
-  """Mean gold of the best of n by an ensemble of 5, on techniques E2's toy of exploitable answers."""
-  rng = np.random.default_rng(seed)
-  questions, samples = 120, 1024
-  gold = rng.normal(size=(questions, samples))
-  exploit = rng.random(gold.shape) < 0.02
-  gold = np.where(exploit, -2.0, gold)
-  bit = rng.random(gold.shape) < 0.3
-  members = []
-  for k in range(5):
-    falls = bit if shared else rng.random(gold.shape) < 0.3
-    proxy = gold + 0.5 * rng.normal(size=gold.shape) + 7 * (falls & exploit)
-    members.append(rewards.text_reward(f"m{k}", lambda p, t, proxy=proxy: proxy.reshape(-1)))
-  if combine == "single":
-    score = members[0].function
-  else:
-    score = rewards.ensemble_reward("e", members, combine=combine, variance_coef=coef)[0].function
-  texts = [""] * gold.size
-  values = score(Rollout(texts, texts, None)).reshape(gold.shape)
-  return [
-    float(np.take_along_axis(gold, values[:, :n].argmax(1)[:, None], 1).mean()) for n in n_values
-  ]
-
-
-def test_the_worst_case_and_the_variance_keep_best_of_n_from_over_optimising():
-  """techniques E2's acceptance: single and mean turn down; min and uwo(0.5) rise to the end."""
-  n_values = (1, 4, 16, 64, 256, 1024)
-  for combine in ("single", "mean"):
-    gold = _exploited(combine, None, False, n_values)
-    assert max(gold) > gold[-1] + 0.3 and 0 < int(np.argmax(gold)) < 5, (combine, gold)
-  for combine, coef in (("min", None), ("uwo", 0.5)):
-    gold = _exploited(combine, coef, False, n_values)
-    assert np.all(np.diff(gold) > -0.1) and gold[-1] > 2.4, (combine, gold)
-
-
-def test_members_with_one_weakness_in_common_do_not_help():
-  """The negative control of the above: the same exploit works on all, and the minimum falls for it."""
-  n_values = (1, 4, 16, 64, 256, 1024)
-  gold = _exploited("min", None, True, n_values)
-  assert int(np.argmax(gold)) < 4 and gold[-1] < 0, gold
-
-
 def test_a_standardised_reward_has_mean_0_and_variance_1_on_its_reference():
   reference = dataclasses.replace(_rollout(), texts=["a", "aaa", "aaaaaaaa"])
   plain = rewards.text_reward("a", functools.partial(_count, "a"), weight=3.0)
