@@ -11,6 +11,8 @@ from align_jax.data.encoding import (
   encode_prompt,
   encode_response,
 )
+from align_jax.data.judged import Ranking, Rating, pairs_of, read_rankings, read_ratings
+from align_jax.data.judged_batches import ranking_batches, rating_batches
 from align_jax.data.mixture import Mixture, mix, mixture_weights
 from align_jax.data.pairs import Pairs, padded_batches, tokenise_pairs
 from align_jax.data.pipeline import (
@@ -37,10 +39,11 @@ from align_jax.data.sources import COLUMN_MAPS
 from align_jax.data.transcripts import Message
 
 __all__ = [
-  "Batching", "COLUMN_MAPS", "Demonstration", "Encoded", "EncodedPair", "Feedback", "Message", "Mixture",
-  "Pairs", "Preference", "Prompt", "encode_demonstration", "encode_feedback", "encode_preference",
-  "encode_prompt", "encode_response", "feedback_batches", "fingerprint", "mix", "mixture_weights",
-  "pad_id", "padded_batches", "preference_batches", "prompt_batches", "read_demonstrations",
-  "read_feedback", "read_preferences", "read_prompts", "sft_batches", "shared_batches", "stop_ids",
-  "to_row", "tokenise_pairs", "write",
+  "Batching", "COLUMN_MAPS", "Demonstration", "Encoded", "EncodedPair", "Feedback", "Message",
+  "Mixture", "Pairs", "Preference", "Prompt", "Ranking", "Rating", "encode_demonstration",
+  "encode_feedback", "encode_preference", "encode_prompt", "encode_response", "feedback_batches",
+  "fingerprint", "mix", "mixture_weights", "pad_id", "padded_batches", "pairs_of",
+  "preference_batches", "prompt_batches", "ranking_batches", "rating_batches",
+  "read_demonstrations", "read_feedback", "read_preferences", "read_prompts", "read_rankings",
+  "read_ratings", "sft_batches", "shared_batches", "stop_ids", "to_row", "tokenise_pairs", "write",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ then the response is cut from the right, losing its turn end, so that stopping t
 With overlong="drop" the record is left out instead. Both are counted.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,12 +37,23 @@ def encode_preference(
   record: Preference, tokenizer: Any, max_length: int, overlong: str = "truncate"
 ) -> EncodedPair | None:
   """Both answers after the same prompt tokens; None if the record was dropped as too long."""
-  answers = tuple(
-    _answered(record.prompt, text, tokenizer, record.source)
-    for text in (record.chosen, record.rejected)
-  )
-  fitted = _fit(answers, tokenizer, max_length, overlong, record.source)
-  return None if fitted[0] is None else EncodedPair(*fitted)
+  texts = (record.chosen, record.rejected)
+  fitted = encode_responses(record.prompt, texts, tokenizer, max_length, overlong, record.source)
+  return None if fitted is None else EncodedPair(*fitted)
+
+
+def encode_responses(
+  prompt: tuple[dict[str, str], ...],
+  responses: Sequence[str],
+  tokenizer: Any,
+  max_length: int,
+  overlong: str = "truncate",
+  source: str = "",
+) -> tuple[Encoded, ...] | None:
+  """All answers after the same prompt tokens; None if they were dropped as too long."""
+  answers = tuple(_answered(prompt, text, tokenizer, source) for text in responses)
+  fitted = _fit(answers, tokenizer, max_length, overlong, source)
+  return None if fitted[0] is None else fitted
 
 
 def encode_feedback(

@@ -6,7 +6,7 @@ shared   the prompt once, then both answers behind it, several pairs packed to a
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,14 @@ class Pairs:
   shared [K]: how many tokens both sequences of a pair begin with, at most their prompt.
   scored [N] bool: of the corpus' flat tokens, those of responses, a sequence's first one excepted.
   steps [N] bool: those of the step where the answers of a pair part; None unless asked for.
+  columns: more arrays [K, ...] by name, which travel with each pair; 0 in an empty slot.
   """
 
   source: Source
   shared: np.ndarray
   scored: np.ndarray
   steps: np.ndarray | None = None
+  columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
   def corpus(self) -> Corpus:
@@ -44,6 +46,16 @@ class Pairs:
   def costs(self) -> np.ndarray:
     """Tokens of each pair with its prompt held once, [K]."""
     return self.corpus.lengths.reshape(-1, 2).sum(axis=1) - self.shared
+
+  @property
+  def kept(self) -> np.ndarray:
+    """Numbers of the records that the pairs are, [K]."""
+    return self.source.kept
+
+  @property
+  def response_lengths(self) -> np.ndarray:
+    """Scored tokens of both responses, [K, 2]."""
+    return np.diff(self.scored_edges).reshape(-1, 2)
 
   @functools.cached_property
   def scored_edges(self) -> np.ndarray:
@@ -93,7 +105,7 @@ def padded_batches(
     batch = corpus.rows(sequences, length)
     at = corpus.starts[sequences][..., None] + np.arange(length)
     real = batch["segment_ids"] > 0
-    extra = {}
+    extra = {name: _filled(column, rows) for name, column in pairs.columns.items()}
     if reference is not None:
       extra["ref_logprobs"] = np.zeros(real.shape, np.float32)
       places = real & pairs.scored[np.where(real, at, 0)]
@@ -113,6 +125,11 @@ def padded_batches(
   if lengths.max() > length:
     raise InputError(f"length {length}: the longest sequence has {lengths.max()} tokens")
   return source.padded(assemble, length, lengths=lengths, buckets=buckets)
+
+
+def _filled(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  empty = (rows < 0).reshape(-1, *[1] * (column.ndim - 1))
+  return np.where(empty, column.dtype.type(0), column[rows])
 
 
 def _shared(corpus: Corpus, pair: int) -> int:

@@ -5,6 +5,7 @@ after this room looks at raw rows. Formats (those TRL's users already have):
 
   Demonstration  {"messages"} | {"prompt", "completion"} | {"text"}
   Preference     {"prompt", "chosen", "rejected"} | {"chosen", "rejected"} (the prompt is implicit)
+                 with {"labels": {labeller: 1 for chosen, 0 for rejected, 0.5 for a tie}} if several judged
   Feedback       {"prompt", "completion", "label"} | {"messages", "label"}
   Prompt         {"prompt"} | {"messages"}; every other column goes to `meta`
 
@@ -37,7 +38,10 @@ class Demonstration:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-  """Two answers to one prompt; `label_prob` is the probability that `chosen` is the better."""
+  """Two answers to one prompt; `label_prob` is the probability that `chosen` is the better.
+
+  With several labellers `labels` holds each one's vote, and `label_prob` is by default their mean.
+  """
 
   prompt: tuple[Message, ...]
   chosen: str
@@ -45,6 +49,7 @@ class Preference:
   margin: float = 0.0
   weight: float = 1.0
   label_prob: float = 1.0
+  labels: dict[str, float] = dataclasses.field(default_factory=dict)
   source: str = ""
 
 
@@ -120,25 +125,28 @@ def parse_demonstration(row: Row, chat: bool = True) -> Demonstration:
     if messages[-1]["role"] != "assistant":
       raise row.error("messages", "must end with an assistant turn")
   else:
-    prompt = _prompt(row, chat)
+    prompt = parse_prompt_field(row, chat)
     messages = prompt + _answer(_response(row, "completion", prompt))
   return Demonstration(messages, _weight(row), row.source)
 
 
 def parse_preference(row: Row, chat: bool = True) -> Preference:
-  row.allow("prompt", "chosen", "rejected", "margin", "weight", "label_prob")
+  row.allow("prompt", "chosen", "rejected", "margin", "weight", "label_prob", "labels")
   if row.has("prompt"):
-    prompt = _prompt(row, chat)
+    prompt = parse_prompt_field(row, chat)
     chosen, rejected = _responses(row, prompt)
   else:
     prompt, chosen, rejected = transcripts.split_pair(row, chat)
+  labels = row.numbers("labels", low=0.0, high=1.0)
+  mean = sum(labels.values()) / len(labels) if labels else 1.0
   return Preference(
     prompt,
     chosen,
     rejected,
     margin=row.number("margin", 0.0),
     weight=_weight(row),
-    label_prob=row.number("label_prob", 1.0, low=0.0, high=1.0),
+    label_prob=row.number("label_prob", mean, low=0.0, high=1.0),
+    labels=labels,
     source=row.source,
   )
 
@@ -151,7 +159,7 @@ def parse_feedback(row: Row, chat: bool = True) -> Feedback:
       raise row.error("messages", "must be a prompt that ends with an assistant turn")
     prompt, completion = messages[:-1], messages[-1]["content"]
   else:
-    prompt = _prompt(row, chat)
+    prompt = parse_prompt_field(row, chat)
     completion = _response(row, "completion", prompt)
   return Feedback(prompt, completion, row.boolean("label"), _weight(row), row.source)
 
@@ -163,7 +171,7 @@ def parse_prompt(row: Row, chat: bool = True) -> Prompt:
     if not prompt:
       raise row.error("messages", "has no turn before the assistant's")
   elif row.has("prompt"):
-    prompt = _prompt(row, chat)
+    prompt = parse_prompt_field(row, chat)
   else:
     prompt = transcripts.split_pair(row, chat)[0]
   meta = row.mapping("meta")
@@ -171,10 +179,29 @@ def parse_prompt(row: Row, chat: bool = True) -> Prompt:
   return Prompt(prompt, {**others, **meta}, row.source)
 
 
+def parse_prompt_field(row: Row, chat: bool) -> tuple[Message, ...]:
+  """The prompt as messages: a list of them, literal text, a transcript, or one user message."""
+  if not isinstance(row.fields.get("prompt"), str):
+    messages = row.messages("prompt")
+    if messages[-1]["role"] == "assistant":
+      raise row.error("prompt", "must not end with an assistant turn")
+    return messages
+  text = row.text("prompt")
+  if not chat:
+    return _literal(text)
+  if not text.strip():
+    raise row.error("prompt", "is empty")
+  if transcripts.is_transcript(text):
+    return transcripts.parse_prompt(row, text)
+  return ({"role": "user", "content": text},)
+
+
 def to_row(record: Record) -> dict[str, Any]:
-  """The record as the JSON object that reads back as it; `source` is left out."""
+  """The record as the JSON object that reads back as it; `source` is left out, and absent labels."""
   row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
   del row["source"]
+  if not row.get("labels", True):
+    del row["labels"]
   for name in ("messages", "prompt"):
     if name in row:
       row[name] = [dict(message) for message in row[name]]
@@ -207,22 +234,6 @@ def _answer(text: str) -> tuple[Message, ...]:
 
 def _weight(row: Row) -> float:
   return row.number("weight", 1.0, low=0.0)
-
-
-def _prompt(row: Row, chat: bool) -> tuple[Message, ...]:
-  if not isinstance(row.fields.get("prompt"), str):
-    messages = row.messages("prompt")
-    if messages[-1]["role"] == "assistant":
-      raise row.error("prompt", "must not end with an assistant turn")
-    return messages
-  text = row.text("prompt")
-  if not chat:
-    return _literal(text)
-  if not text.strip():
-    raise row.error("prompt", "is empty")
-  if transcripts.is_transcript(text):
-    return transcripts.parse_prompt(row, text)
-  return ({"role": "user", "content": text},)
 
 
 def _response(row: Row, name: str, prompt: tuple[Message, ...]) -> str:

@@ -53,7 +53,25 @@ class Row:
   ) -> float:
     if not self.has(name):
       return default
-    value = self.fields[name]
+    return self._number(name, self.fields[name], low, high)
+
+  def numbers(
+    self, name: str, *, low: float = -math.inf, high: float = math.inf
+  ) -> dict[str, float]:
+    """An object of numbers; empty where the field is absent."""
+    items = self.mapping(name).items()
+    return {key: self._number(f"{name}.{key}", value, low, high) for key, value in items}
+
+  def texts(self, name: str) -> tuple[str, ...]:
+    value = self.required(name)
+    if not isinstance(value, list | tuple):
+      raise self.error(name, f"must be a list of strings, not {_kind(value)}")
+    for i, item in enumerate(value):
+      if not isinstance(item, str):
+        raise self.error(f"{name}[{i}]", f"must be a string, not {_kind(item)}")
+    return tuple(value)
+
+  def _number(self, name: str, value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
       raise self.error(name, f"must be a number, not {_kind(value)}")
     if not math.isfinite(value):
@@ -62,6 +80,13 @@ class Row:
       bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"at least {low:g}"
       raise self.error(name, f"must be {bounds}, not {value}")
     return float(value)
+
+  def choice(self, name: str, meanings: dict[Any, Any]) -> Any:
+    """What a value stands for, where only some are known."""
+    value = self.required(name)
+    if isinstance(value, bool) or value not in meanings:
+      raise self.error(name, f"must be one of {', '.join(map(str, meanings))}, not {value!r}")
+    return meanings[value]
 
   def mapping(self, name: str) -> dict[str, Any]:
     value = self.fields.get(name) or {}

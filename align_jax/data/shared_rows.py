@@ -31,9 +31,9 @@ def shared_batches(
   (0 prompt, 1 chosen, 2 rejected) int32 [R, T]. For every scored token, the real ones first:
   sources (the place in the row of the token that predicts it), targets (its id), slots
   (2 (pair - 1) + branch - 1; -1 where there is none) and places (its number in the response) int32
-  [R, T]. For every pair: weight, margin, label_prob float32 [R, S], weight 0 in an empty slot, and
-  last int32 [R, 2 S], the place of each response's last token. ref_logprobs and step_mask [R, T] as
-  in `pairs.padded_batches`.
+  [R, T]. For every pair: weight, margin, label_prob float32 [R, S], weight 0 in an empty slot, its own
+  `columns` [R, S, ...], and last int32 [R, 2 S], the place of each response's last token. ref_logprobs
+  and step_mask [R, T] as in `pairs.padded_batches`.
 
   T is the shortest of `buckets` that holds the longest pair of the batch, by default of a few
   lengths chosen from the data. R is a multiple of `row_multiple`, and rounded up to three
@@ -111,6 +111,7 @@ class RowBuilder:
     self.slots = min(SLOTS, pairs.source.plan.batch_size)
     self.row_multiple = row_multiple * pairs.source.plan.shard_count
     self.columns = {n: pairs.source.column(n) for n in ("weight", "margin", "label_prob")}
+    self.columns |= pairs.columns
 
   def __call__(self, group: np.ndarray) -> Batch:
     costs, plan = self.pairs.costs[group], self.pairs.source.plan
@@ -165,8 +166,9 @@ class RowBuilder:
       kind = like[name].dtype if name in ("ref_logprobs", "step_mask") else np.int32
       fill = {"tokens": self.pairs.corpus.pad_id, "slots": -1}.get(name, 0)
       batch[name] = np.full((rows, columns), fill, kind)
-    for name, fill in (("weight", 0), ("margin", 0), ("label_prob", 1)):
-      batch[name] = np.full((rows, self.slots), fill, np.float32)
+    for name, column in self.columns.items():
+      fill = 1 if name == "label_prob" else 0
+      batch[name] = np.full((rows, self.slots, *column.shape[1:]), fill, column.dtype)
     return batch
 
   def _write(self, batch: Batch, row: int, laid: list[Batch]) -> None:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from align_jax.data import formats
 from align_jax.data.rows import Row
 from align_jax.errors import InputError
 
@@ -18,7 +19,7 @@ Columns = Mapping[str, str | tuple[str, ...]] | str | None
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 FIELDS = (
   "messages", "prompt", "completion", "text", "chosen", "rejected", "label", "margin", "weight",
-  "label_prob", "meta",
+  "label_prob", "labels", "meta", "responses", "ranks", "ratings",
 )  # fmt: skip
 
 # Our field -> their column, or columns whose texts are joined by a newline.
@@ -46,11 +47,11 @@ def read(
   """
   if invalid not in ("raise", "skip"):
     raise InputError(f"invalid must be 'raise' or 'skip', not '{invalid}'")
-  names = _column_map(columns, carries)
+  ours = _reader_of(columns, carries)
   records, bad = [], []
   for row in rows(path):
     try:
-      records.append(parse(_renamed(row, names), chat))
+      records.append(parse(ours(row), chat))
     except InputError as error:
       if invalid == "raise":
         raise
@@ -165,12 +166,21 @@ def _parquet(name: str, file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any
     raise InputError(f"{name}:{row + 1}: the file cannot be read further ({error})") from error
 
 
+def _reader_of(columns: Columns, carries: bool) -> Callable[[Row], Row]:
+  """Foreign row -> row under our names: by a named format, or by renaming columns."""
+  if isinstance(columns, str) and columns in formats.FORMATS:
+    return formats.FORMATS[columns]
+  names = _column_map(columns, carries)
+  return lambda row: _renamed(row, names)
+
+
 def _column_map(columns: Columns, carries: bool) -> dict[str, tuple[str, ...]]:
   if columns is None:
     return {}
   if isinstance(columns, str):
     if columns not in COLUMN_MAPS:
-      raise InputError(f"no column map '{columns}' (known: {', '.join(COLUMN_MAPS)})")
+      known = ", ".join((*COLUMN_MAPS, *formats.FORMATS))
+      raise InputError(f"no column map '{columns}' (known: {known})")
     columns = COLUMN_MAPS[columns]
   for field in columns:
     near = difflib.get_close_matches(field.lower(), FIELDS, n=1, cutoff=0.8)

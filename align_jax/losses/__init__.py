@@ -70,6 +70,7 @@ from align_jax.losses.preference import (
   r_dpo_loss,
   robust_loss,
 )
+from align_jax.losses.ranking import all_pairs_loss, plackett_luce_loss, ranked_pairs
 from align_jax.losses.reference_free import (
   alphapo_loss,
   cpo_loss,
@@ -80,8 +81,9 @@ from align_jax.losses.reference_free import (
 )
 from align_jax.losses.reward import (
   bradley_terry_loss,
-  plackett_luce_loss,
+  decorrelation_loss,
   rao_kupper_loss,
+  thurstone_loss,
 )
 from align_jax.losses.supervised import cross_entropy_loss, token_logprobs
 from align_jax.losses.token_level import (
@@ -103,13 +105,14 @@ __all__ = [
   "above_threshold",
   "adaptive_kl_coef",
   "aggregate",
-  "averaging_weights",
+  "all_pairs_loss",
   "alphapo_loss",
   "aot_loss",
   "aot_unpaired_loss",
   "apo_down_loss",
   "apo_zero_loss",
   "apo_zero_unpaired_loss",
+  "averaging_weights",
   "bco_loss",
   "bco_unpaired_loss",
   "best_and_worst",
@@ -119,6 +122,7 @@ __all__ = [
   "cispo_loss",
   "cpo_loss",
   "cross_entropy_loss",
+  "decorrelation_loss",
   "discopop_loss",
   "dpo_loss",
   "dpo_norm_loss",
@@ -155,6 +159,7 @@ __all__ = [
   "ppo_value_loss",
   "probability_ratio",
   "r_dpo_loss",
+  "ranked_pairs",
   "rao_kupper_loss",
   "reinforce_advantages",
   "reinforce_loss",
@@ -169,6 +174,7 @@ __all__ = [
   "sppo_loss",
   "step_dpo_loss",
   "tdpo_loss",
+  "thurstone_loss",
   "token_entropy",
   "token_logprobs",
   "truncated_importance_weights",

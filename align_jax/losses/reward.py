@@ -1,11 +1,9 @@
-"""Reward-model losses on scalar rewards: of pairs, of pairs with ties, of ranked lists."""
+"""Reward-model losses on pairs: of rewards, of rewards with ties, of distributions of rewards."""
 
 import jax
 import jax.numpy as jnp
 
 from align_jax.losses import _check
-
-_NEVER_DRAWN = -1e30  # exp gives 0, and unlike -∞ it has differences and gradients
 
 
 def bradley_terry_loss(
@@ -57,34 +55,6 @@ def bradley_terry_loss(
   return preference + centering * jnp.square(chosen + rejected)
 
 
-def plackett_luce_loss(rewards: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-  """Σₖ [log Σ_{j≥k} exp(rⱼ) − rₖ]: −log of the probability of a whole ranking.
-
-  Each place is drawn by softmax from the responses that are left.
-
-  Args:
-    rewards: [B, K], of the K responses to one prompt, the best first.
-    mask: [B, K], 1 (or True) for a response, 0 for an empty slot, wherever it is; ones by default.
-
-  Returns:
-    [B], float32, in nats. ln K! where all K rewards are equal; `bradley_terry_loss` at K = 2. 0 with
-    fewer than two responses.
-
-  Raises:
-    ValueError: if the arrays are not all [B, K].
-
-  References:
-    Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, appendix A.3: with `implicit_reward`s it
-    is DPO on rankings. Here the rewards may be any.
-  """
-  mask = jnp.ones(jnp.shape(rewards)) if mask is None else mask
-  rewards, mask = _check.as_floats("plackett_luce_loss", 2, rewards=rewards, mask=mask)
-  real = mask > 0
-  rewards = jnp.where(real, rewards, _NEVER_DRAWN)
-  left = jax.lax.cumlogsumexp(rewards, axis=1, reverse=True)
-  return jnp.sum(jnp.where(real, left - rewards, 0.0), axis=1)
-
-
 def rao_kupper_loss(
   first_rewards: jax.Array, second_rewards: jax.Array, outcome: jax.Array, *, theta: float
 ) -> jax.Array:
@@ -122,6 +92,91 @@ def rao_kupper_loss(
   second_wins = -jax.nn.log_sigmoid(-difference - threshold)
   tie = first_wins + second_wins - jnp.log(theta * theta - 1.0)
   return jnp.where(outcome > 0.75, first_wins, jnp.where(outcome < 0.25, second_wins, tie))
+
+
+def thurstone_loss(
+  chosen_means: jax.Array,
+  rejected_means: jax.Array,
+  chosen_log_stds: jax.Array,
+  rejected_log_stds: jax.Array,
+  *,
+  label_prob: jax.typing.ArrayLike = 1.0,
+) -> jax.Array:
+  """−q·log Φ(z) − (1 − q)·log Φ(−z), z = (μ⁺ − μ⁻) / √(σ⁺² + σ⁻²): rewards that raters disagree on.
+
+  A response's reward is normal over raters, N(μ, σ²), so Φ(z) is the share of raters who prefer the
+  first response: trained on all their votes, the model learns how divided they are.
+
+  Args:
+    chosen_means: [B], μ⁺.
+    rejected_means: [B], μ⁻.
+    chosen_log_stds: [B], log σ⁺; bounded here to [−5, 5], without a gradient beyond.
+    rejected_log_stds: [B], log σ⁻.
+    label_prob: scalar or [B], q, the share of raters who prefer `chosen`.
+
+  Returns:
+    [B], float32, in nats. ln 2 where the means are equal.
+
+  Raises:
+    ValueError: if the arrays are not all [B].
+
+  References:
+    Thurstone 1927, https://doi.org/10.1037/h0070288 (case III); Siththaranjan et al. 2023 (the
+    mean-and-variance model), https://arxiv.org/abs/2312.08358.
+  """
+  name = "thurstone_loss"
+  chosen, rejected, chosen_log, rejected_log = _check.as_floats(
+    name,
+    1,
+    chosen_means=chosen_means,
+    rejected_means=rejected_means,
+    chosen_log_stds=chosen_log_stds,
+    rejected_log_stds=rejected_log_stds,
+  )
+  q = _per_example(name, "label_prob", label_prob, chosen)
+  variance = sum(jnp.exp(2.0 * jnp.clip(x, -5.0, 5.0)) for x in (chosen_log, rejected_log))
+  z = (chosen - rejected) * jax.lax.rsqrt(variance)
+  return -(q * jax.scipy.stats.norm.logcdf(z) + (1.0 - q) * jax.scipy.stats.norm.logcdf(-z))
+
+
+def decorrelation_loss(
+  quality: jax.Array, length: jax.Array, lengths: jax.Array, *, weight: jax.Array | None = None
+) -> jax.Array:
+  """|ρ(r_Q, L)| − ρ(r_L, L): one head is to know nothing of the length, the other all of it.
+
+  ρ is Pearson's correlation over the batch, so this is a property of the whole batch and not a sum.
+
+  Args:
+    quality: [N], r_Q, the head that is kept.
+    length: [N], r_L, the head that is thrown away.
+    lengths: [N], L in tokens; a constant.
+    weight: [N] ≥ 0, by default ones; 0 for padding.
+
+  Returns:
+    [], float32, in [−1, 2]; 0 for a head or lengths that do not vary.
+
+  Raises:
+    ValueError: if the arrays are not all [N].
+
+  References:
+    Chen et al. 2024 (ODIN), https://arxiv.org/abs/2402.07319, eq. 4; its orthogonality of the heads'
+    weights is `training.reward_objectives`' part.
+  """
+  weight = jnp.ones(jnp.shape(quality)) if weight is None else weight
+  quality, length, lengths, weight = _check.as_floats(
+    "decorrelation_loss", 1, quality=quality, length=length, lengths=lengths, weight=weight
+  )
+  lengths = jax.lax.stop_gradient(lengths)
+  return jnp.abs(_correlation(quality, lengths, weight)) - _correlation(length, lengths, weight)
+
+
+def _correlation(x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
+  share = weight / jnp.maximum(jnp.sum(weight), 1e-8)
+  x, y = x - jnp.sum(share * x), y - jnp.sum(share * y)
+  spread = jnp.sum(share * x * x) * jnp.sum(share * y * y)
+  varies = spread > 1e-12
+  root = jnp.sqrt(jnp.where(varies, spread, 1.0))  # so that neither branch has a NaN gradient
+  return jnp.where(varies, jnp.sum(share * x * y) / root, 0.0)
 
 
 def _per_example(

@@ -66,16 +66,20 @@ def target_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return _score(logits, targets, False)[0]
 
 
-def init_scalar_head(rng: jax.Array, dim: int) -> dict:
-  """Kernel [D] of normal std 1/√(D+1) and zero bias, after Stiennon et al. 2020."""
+def init_scalar_head(rng: jax.Array, dim: int, outputs: int | None = None) -> dict:
+  """Kernel [D] of normal std 1/√(D+1) and zero bias, after Stiennon et al. 2020.
+
+  With `outputs` H several heads side by side, kernel [D, H] and bias [H].
+  """
+  shape = () if outputs is None else (outputs,)
   return {
-    "kernel": jax.random.normal(rng, (dim,)) * (dim + 1) ** -0.5,
-    "bias": jnp.zeros(()),
+    "kernel": jax.random.normal(rng, (dim, *shape)) * (dim + 1) ** -0.5,
+    "bias": jnp.zeros(shape),
   }
 
 
 def scalar_head(head, hidden: jax.Array) -> jax.Array:
-  """hidden [B, T, D] . kernel + bias, [B, T] float32."""
+  """hidden [B, T, D] . kernel + bias, [B, T] float32, or [B, T, H] of H heads."""
   return jnp.dot(hidden.astype(jnp.float32), head["kernel"]) + head["bias"]
 
 

@@ -70,6 +70,8 @@ READERS = {
   "demonstrations": data.read_demonstrations,
   "preferences": data.read_preferences,
   "prompts": data.read_prompts,
+  "rankings": data.read_rankings,
+  "ratings": data.read_ratings,
 }
 
 
@@ -153,7 +155,7 @@ def _generate(source: WorldSource, kind: str):
     return world.demonstrations(source.n, split=source.split, seed=source.draw)
   if kind == "prompts":
     return world.prompts(source.n, split=source.split, seed=source.draw)
-  if kind == "feedback":
+  if kind != "preferences":
     raise InputError("the microworld draws pairs: leave config.records at 'pairs'")
   labeller = worlds.Labeller(**{k: getattr(source, k) for k in LABELLER_SETTINGS})
   return world.preferences(source.n, split=source.split, labeller=labeller, seed=source.draw)

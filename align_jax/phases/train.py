@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from align_jax import data, sharding
 from align_jax.errors import InputError
 from align_jax.phases import workspace
+from align_jax.phases.reward_heads import RewardHead
 from align_jax.phases.sections import ModelSection
 from align_jax.training import loop, optimizer, state, step
 
@@ -33,11 +35,15 @@ class Plan:
   carried: dict[str, Any] = dataclasses.field(default_factory=dict)  # to begin with
   carry: step.Carry | None = None
   check_first: Callable[[dict[str, float]], None] | None = None
+  tx: optax.GradientTransformation | None = None  # None: the config's, over all that trains
+  head: RewardHead | None = None  # of a reward model
+  # parameters -> the head on its final scale, where that needs the trained model
+  scaled: Callable[[Any], RewardHead] | None = None
 
 
 def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
   """Trains, writes checkpoints and metrics, and leaves a finished workdir."""
-  tx = optimizer.make_optimizer(config.optimizer, config.loop.steps)
+  tx = plan.tx or optimizer.make_optimizer(config.optimizer, config.loop.steps)
   train_state = state.create_state(plan.trainable, tx, config.seed, mesh, carried=plan.carried)
   train = step.make_train_step(
     plan.objective, tx, accumulate=config.accumulate, prepare=plan.prepare, carry=plan.carry
@@ -46,7 +52,10 @@ def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
   def put(batch):
     return sharding.put_batch(batch, mesh)
 
-  workspace.describe(folder, plan.loaded, config.model, plan.kind)
+  def describe(head):
+    workspace.describe(folder, plan.loaded, config.model, plan.kind, head=head)
+
+  describe(plan.head)
   lineage = workspace.Lineage(plan.phase, plan.parents, plan.fingerprint)
   final = loop.fit(
     train_state,
@@ -59,6 +68,8 @@ def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
     metadata=lineage.metadata(),
     hooks=loop.Hooks(evaluate=_evaluator(plan, put), check_first=plan.check_first),
   )
+  if plan.scaled:
+    describe(plan.scaled(final.params))
   lineage.write(folder, int(final.step))
 
 

@@ -9,6 +9,8 @@ import jax
 from align_jax import config as config_lib
 from align_jax import models, sharding
 from align_jax.errors import InputError
+from align_jax.phases import reward_heads
+from align_jax.phases.reward_heads import RewardHead
 from align_jax.phases.sections import LoraConfig, ModelSection, ScratchConfig
 from align_jax.training import checkpoints, workdir
 
@@ -24,39 +26,115 @@ class Loaded:
   step: int | None = None  # of the checkpoint it came from
 
 
+AVERAGE = (
+  "average:"  # of the weights of reward models: "average:runs/ensemble", "average:runs/a,runs/b"
+)
+
+
 def load(init: str, mesh, *, dtype: str = "float32", remat: str = "none") -> Loaded:
-  """The model that `init` names: a finished phase's workdir (adapters merged), a folder or a name."""
-  folder = pathlib.Path(init)
-  if not (folder / "model.json").exists():
+  """The model that `init` names: a finished phase's workdir (adapters merged), a folder or a name.
+
+  Of an ensemble on one trunk, the model of its mean reward.
+  """
+  if init.startswith(AVERAGE):
+    sources = init.removeprefix(AVERAGE).split(",")
+    return _averaged([m for part in sources for m in load_members(part, mesh, dtype=dtype)], init)
+  if not (pathlib.Path(init) / "model.json").exists():
     model, params = models.load_pretrained(init, dtype="float32", mesh=mesh)
     return Loaded(_compute_as(model, dtype, remat), params, models.load_tokenizer(init))
+  members = load_members(init, mesh, dtype=dtype, remat=remat)
+  if len(members) == 1:
+    return members[0]
+  if any(member.params is not members[0].params for member in members):
+    raise InputError(
+      f"{init} is an ensemble of {len(members)} reward models: name it where an ensemble can be used, "
+      f"or '{AVERAGE}{init}', the model of its mean weights"
+    )
+  mean = reward_heads.mean_of([member.head for member in members])
+  return dataclasses.replace(members[0], head=mean)
+
+
+def load_members(
+  init: str, mesh, *, dtype: str = "float32", remat: str = "none"
+) -> tuple[Loaded, ...]:
+  """The reward models of an ensemble's workdir, in order; of any other `init` the one model it is."""
+  folder = pathlib.Path(init)
+  if init.startswith(AVERAGE) or not (folder / "model.json").exists():
+    return (load(init, mesh, dtype=dtype, remat=remat),)
   if not workdir.is_finished(folder):
     raise InputError(f"{init} is a run that has not finished: run its command again first")
   description = workdir.read_json(folder / "model.json")
   config = config_lib.build(models.ModelConfig, description["model"], "model")
   model = _compute_as(models.Transformer(config), dtype, remat)
-  lora = config_lib.build(LoraConfig, description["lora"], "lora")
-  params, head, step = _read_weights(folder, description, lora, model, mesh)
-  return Loaded(model, params, models.load_tokenizer(str(folder / "tokenizer")), head, step)
+  tokenizer = models.load_tokenizer(str(folder / "tokenizer"))
+  return tuple(
+    Loaded(model, params, tokenizer, head, step)
+    for params, head, step in _read_weights(folder, description, model, mesh)
+  )
 
 
-def _read_weights(folder, description, lora, model, mesh):
+def _averaged(members: list[Loaded], init: str) -> Loaded:
+  """WARM: the reward model of the mean weights, heads included (Rame et al. 2024, 2401.12187)."""
+  first = members[0]
+  if len(members) < 2 or any(m.head is None for m in members):
+    raise InputError(f"{init!r} must name two reward models or more, or an ensemble of them")
+  for other in members[1:]:
+    if other.model.config != first.model.config:
+      raise InputError(f"{init!r}: the reward models differ in shape: their weights have no mean")
+    same_vocabulary(first, other, init)
+  mean = reward_heads.mean_of([{"params": m.params, "head": m.head} for m in members])
+  return dataclasses.replace(first, **mean, step=None)
+
+
+def _read_weights(folder, description, model, mesh):
+  """[(params, head, step)]: one model, or the members of an ensemble; head None for a policy."""
   has_head = description["kind"] == "reward"
-  if lora.rank:
-    base = load(description["base"], mesh)
-    abstract = abstract_lora(model, lora, mesh)
-    name = "lora"
-  else:
-    abstract, name = abstract_params(model, mesh), "trunk"
+  lora = config_lib.build(LoraConfig, description["lora"], "lora")
+  found = config_lib.build(RewardHead, description.get("head") or {}, "head")
+  name = "lora" if lora.rank else "trunk"
+  abstract = abstract_lora(model, lora, mesh) if lora.rank else abstract_params(model, mesh)
   if has_head:
-    abstract = {name: abstract, "head": abstract_head(model, mesh)}
+    abstract = {name: abstract, "head": abstract_head(model, mesh, found.width)}
+    if found.stacked:
+      abstract = stacked(abstract, found.stacked)
   step = checkpoints.latest_step(folder)
   inside = description["inside"]
   weights = checkpoints.load_params(folder, {inside: abstract} if inside else abstract, step=step)
   weights = weights[inside] if inside else weights
-  trained, head = (weights[name], weights["head"]) if has_head else (weights, None)
-  params = models.merge_lora(base.params, trained, lora.scale) if lora.rank else trained
-  return params, head, step
+  base = load(description["base"], mesh).params if lora.rank else None
+  if not has_head:
+    return [(_merged(base, weights, lora), None, step)]
+  return [(params, head, step) for params, head in reward_models(base, weights, lora, found)]
+
+
+def reward_models(base, trained, lora: LoraConfig, found: RewardHead) -> list[tuple[Any, Any]]:
+  """(trunk, head) of every member of what was trained; one and the same trunk where they share it."""
+  own = trained["lora" if lora.rank else "trunk"]
+  if found.stacked:
+    trunks = [_merged(base, _member(own, i), lora) for i in range(found.stacked)]
+  else:
+    trunks = [_merged(base, own, lora)] * max(1, found.members)
+  heads = [reward_heads.one_reward(trained["head"], found, i) for i in range(len(trunks))]
+  return list(zip(trunks, heads))
+
+
+def _member(tree, number: int):
+  return jax.tree.map(lambda x: x[number], tree)
+
+
+def _merged(base, trained, lora: LoraConfig):
+  return models.merge_lora(base, trained, lora.scale) if lora.rank else trained
+
+
+def stacked(abstract, count: int):
+  """Shapes, types and placements of `count` such trees side by side on axis 0."""
+
+  def one(x):
+    spec = jax.sharding.PartitionSpec(None, *x.sharding.spec)
+    placed = jax.sharding.NamedSharding(x.sharding.mesh, spec)
+    return jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=placed)
+
+  return jax.tree.map(one, abstract)
 
 
 def start(section: ModelSection, mesh, *, seed: int) -> Loaded:
@@ -164,19 +242,20 @@ def new_lora(model, lora: LoraConfig, mesh, seed: int):
   return init(jax.random.key(seed))
 
 
-def abstract_head(model, mesh):
-  shapes = jax.eval_shape(
-    lambda key: models.init_scalar_head(key, model.config.embed_dim), jax.random.key(0)
-  )
+def abstract_head(model, mesh, outputs: int | None = None):
+  shapes = jax.eval_shape(lambda key: init_head(model, key, outputs), jax.random.key(0))
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), shapes
   )
 
 
-def new_head(model, mesh, seed: int):
+def init_head(model, key, outputs: int | None = None):
+  return models.init_scalar_head(key, model.config.embed_dim, outputs)
+
+
+def new_head(model, mesh, seed: int, outputs: int | None = None):
   init = jax.jit(
-    lambda key: models.init_scalar_head(key, model.config.embed_dim),
-    out_shardings=sharding.replicated(mesh),
+    lambda key: init_head(model, key, outputs), out_shardings=sharding.replicated(mesh)
   )
   return init(jax.random.key(seed))
 
@@ -188,11 +267,17 @@ def single_process(what: str):
 
 
 def describe(
-  folder: pathlib.Path, loaded: Loaded, section: ModelSection, kind: str, inside: str | None = None
+  folder: pathlib.Path,
+  loaded: Loaded,
+  section: ModelSection,
+  kind: str,
+  inside: str | None = None,
+  head: RewardHead | None = None,
 ):
   """Writes model.json and the tokenizer, so that the next phase needs nothing but this folder.
 
-  `inside` names the part of the trained parameters that is the policy, if there are others.
+  `inside` names the part of the trained parameters that is the policy, if there are others; `head`
+  says what a reward model's head means.
   """
   if jax.process_index() != 0:
     return
@@ -205,6 +290,7 @@ def describe(
       "lora": dataclasses.asdict(section.lora),
       "base": str(base.absolute()) if base.exists() else section.init,
       "inside": inside,
+      "head": head and dataclasses.asdict(head),
     },
   )
   loaded.tokenizer.save_pretrained(str(folder / "tokenizer"))

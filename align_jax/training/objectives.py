@@ -64,7 +64,7 @@ def sft_objective(model, *, chunk: int | None = None) -> Objective:
 
 
 def response_scores(model, variables, head, tokens, segment_ids, response_mask) -> jax.Array:
-  """[B], the scalar head read at the last response token, found by position, never by token id.
+  """[B], or [B, H]: the head read at the last response token, found by position, never by token id.
 
   A row without any response token is read at its last real token.
   """
@@ -83,48 +83,22 @@ def reward_variables(trainable, frozen) -> dict[str, Any]:
   return policy_variables(trainable["lora" if "base" in frozen else "trunk"], frozen)
 
 
-def reward_objective(model, *, centering: float = 0.0, label_smoothing: float = 0.0) -> Objective:
-  """Bradley–Terry on pairs, plus `centering · (r⁺ + r⁻)²`, which pins the free constant.
-
-  Reference: Ouyang et al. 2022 (2203.02155); centring as in Eisenstein et al. 2023 (2312.09244).
-  """
-
-  def objective(trainable, frozen, batch, rng):
-    del rng
-    variables = reward_variables(trainable, frozen)
-    scores = pair_rewards(model, variables, trainable["head"], batch)
-    chosen, rejected = scores[:, 0], scores[:, 1]
-    weight, margin, label_prob = (batch[k].reshape(-1) for k in ("weight", "margin", "label_prob"))
-    loss = losses.bradley_terry_loss(
-      chosen,
-      rejected,
-      margin=margin,
-      label_smoothing=label_smoothing,
-      label_prob=label_prob,
-      centering=centering,
-    )
-    metrics = reward_metrics(chosen, rejected, weight)
-    metrics |= {"loss": Mean.of(loss, weight), "tokens": token_count(batch["segment_ids"])}
-    return metrics["loss"].total, metrics
-
-  return objective
-
-
 def pair_rewards(model, variables, head, batch) -> jax.Array:
-  """[P, 2], the rewards of both answers of every pair, from either layout of a batch."""
+  """[P, 2], or [P, 2, H] of H heads: the rewards of both answers of every pair, from either layout."""
+  shape = (-1, 2, *jnp.shape(head["bias"]))
   if "last" not in batch:
     # The rows of a pair stay neighbours, on one device.
     names = ("tokens", "segment_ids", "response_mask")
     flat = {k: batch[k].reshape(-1, batch[k].shape[-1]) for k in names}
-    return response_scores(model, variables, head, **flat).reshape(-1, 2)
+    return response_scores(model, variables, head, **flat).reshape(shape)
   names = ("tokens", "positions", "segment_ids", "branch_ids")
   hidden = model.apply(variables, *(batch[k] for k in names), method="hidden")
   at_last = jnp.take_along_axis(hidden, batch["last"][..., None], axis=1)
-  return models.scalar_head(head, at_last).reshape(-1, 2)
+  return models.scalar_head(head, at_last).reshape(shape)
 
 
 def reward_metrics(chosen, rejected, weight) -> Metrics:
-  """Rewards of both answers, all [B], and how often the chosen one's is the higher."""
+  """Rewards of both answers, all of one shape, and how often the chosen one's is the higher."""
   accuracy = jnp.where(chosen == rejected, 0.5, chosen > rejected)  # a tie counts half
   return {
     "rewards/chosen": Mean.of(chosen, weight),

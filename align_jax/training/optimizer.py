@@ -1,6 +1,7 @@
 """Optimizers and schedules from a config section."""
 
 import dataclasses
+import functools
 
 import jax
 import optax
@@ -55,8 +56,13 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup), decay], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-  """Clip by global norm, then the rule; weight decay acts on matrices only."""
+def make_optimizer(
+  config: OptimizerConfig, steps: int, *, members: bool = False
+) -> optax.GradientTransformation:
+  """Clip by global norm, then the rule; weight decay acts on matrices only.
+
+  members: every parameter is stacked [K, ...] over models that learn side by side, each as if alone.
+  """
   schedule = make_schedule(config, steps)
   rule = {
     "adamw": lambda: optax.adamw(
@@ -65,19 +71,26 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
       b2=config.b2,
       eps=config.eps,
       weight_decay=config.weight_decay,
-      mask=_is_matrix,
+      mask=functools.partial(_is_matrix, members=members),
     ),
     "rmsprop": lambda: optax.rmsprop(schedule, decay=config.b2, eps=config.eps),
     "sgd": lambda: optax.sgd(schedule, momentum=config.b1),
   }[config.name]()
-  return optax.chain(optax.clip_by_global_norm(config.grad_clip), rule)
+  clip = _clip_members if members else optax.clip_by_global_norm
+  return optax.chain(clip(config.grad_clip), rule)
 
 
-def _is_matrix(params):
+def _clip_members(most: float) -> optax.GradientTransformation:
+  """`optax.clip_by_global_norm` for each of the models that a tree stacks along axis 0."""
+  clip = optax.clip_by_global_norm(most)
+  return optax.stateless(lambda updates, _: jax.vmap(lambda own: clip.update(own, ())[0])(updates))
+
+
+def _is_matrix(params, members: bool):
   # A norm stacked over layers is [layers, d]; it is still a vector.
   def decays(path, x):
     names = [str(getattr(k, "key", k)) for k in path]
-    return x.ndim - ("layers" in names) >= 2 and not names[-1].endswith("_bias")
+    return x.ndim - ("layers" in names) - members >= 2 and not names[-1].endswith("_bias")
 
   return jax.tree_util.tree_map_with_path(decays, params)
 

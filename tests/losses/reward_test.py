@@ -1,7 +1,5 @@
 """Tests of the losses on scalar rewards."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -115,52 +113,6 @@ def test_centering_fixes_the_offset_and_nothing_else():
   assert pull(3.0, 0.0) == pytest.approx(0.0, abs=1e-7)
   assert pull(3.0, 0.01) == pytest.approx(0.01 * 2.0 * 6.0 * 2.0, rel=1e-5)
   assert pull(0.0, 0.01) == pytest.approx(0.0, abs=1e-7)
-
-
-def _ranking_loss(rewards):
-  """-log of the probability of drawing the rewards in their order, one by one."""
-  probabilities = [np.exp(rewards[k]) / np.exp(rewards[k:]).sum() for k in range(len(rewards))]
-  return -np.log(np.prod(probabilities))
-
-
-def test_plackett_luce_against_numpy():
-  rewards = np.random.default_rng(0).normal(0.0, 2.0, (6, 5)).astype(np.float32)
-  expected = [_ranking_loss(row.astype(np.float64)) for row in rewards]
-  np.testing.assert_allclose(reward.plackett_luce_loss(rewards), expected, rtol=1e-5)
-  np.testing.assert_allclose(reward.plackett_luce_loss(np.ones((2, 5))), np.log(120.0), rtol=1e-6)
-
-
-def test_plackett_luce_of_two_is_bradley_terry():
-  pairs = np.stack([CHOSEN, REJECTED], axis=1)
-  np.testing.assert_allclose(
-    reward.plackett_luce_loss(pairs), reward.bradley_terry_loss(CHOSEN, REJECTED), rtol=1e-5
-  )
-
-
-@pytest.mark.parametrize("k", [2, 3, 4])
-def test_plackett_luce_is_a_distribution_over_rankings(k):
-  rewards = np.random.default_rng(k).normal(0.0, 2.0, k)
-  rankings = np.array([rewards[list(order)] for order in itertools.permutations(range(k))])
-  losses = reward.plackett_luce_loss(rankings)
-  np.testing.assert_allclose(np.exp(-losses).sum(), 1.0, rtol=1e-5)
-  # The likeliest ranking is the sorted one.
-  np.testing.assert_array_equal(rankings[np.argmin(losses)], np.sort(rewards)[::-1])
-
-
-@pytest.mark.parametrize("mask", [[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0], [0] * 4])
-def test_plackett_luce_without_the_empty_slots(mask):
-  on = np.array(mask) > 0
-  rewards = np.where(on, np.random.default_rng(1).normal(0.0, 2.0, (3, 4)), np.nan)
-  loss = reward.plackett_luce_loss(rewards, np.tile(mask, (3, 1)))
-  gradient = jax.grad(lambda r: reward.plackett_luce_loss(r, np.tile(on, (3, 1))).sum())(rewards)
-  np.testing.assert_array_equal(gradient[:, ~on], 0.0)
-  if on.sum() < 2:
-    np.testing.assert_array_equal(loss, 0.0)
-    np.testing.assert_array_equal(gradient, 0.0)
-  else:
-    np.testing.assert_allclose(loss, reward.plackett_luce_loss(rewards[:, on]), rtol=1e-6)
-    assert np.all(gradient[:, on] != 0.0)
-    np.testing.assert_allclose(gradient.sum(axis=1), 0.0, atol=1e-6)  # no offset is preferred
 
 
 def _outcomes(first, second, theta):

@@ -21,7 +21,13 @@ pytest.importorskip("trl")
 
 from align_jax import data, losses, models, sharding, worlds  # noqa: E402
 from align_jax.losses import Mean  # noqa: E402
-from align_jax.training import objectives, optimizer, preference_objectives, state, step  # noqa: E402
+from align_jax.training import (  # noqa: E402
+  optimizer,
+  preference_objectives,
+  reward_objectives,
+  state,
+  step,
+)
 from align_jax.training.preferences import PreferenceConfig  # noqa: E402
 
 TOLERANCE = 1e-4  # absolute, and relative where a loss is larger than one
@@ -410,7 +416,11 @@ class TestReward:
     batches = ours.pair_batches(records)
     assert_same_pairs(batches, run)
     result = ours.train(
-      without_bias(objectives.reward_objective(ours.model, centering=centering)),
+      without_bias(
+        reward_objectives.pair_objective(
+          ours.model, reward_objectives.PairLoss(centering=centering)
+        )
+      ),
       batches,
       trainable={"trunk": ours.params, "head": {"kernel": kernel, "bias": jnp.zeros(())}},
       frozen={},

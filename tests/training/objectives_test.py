@@ -9,7 +9,12 @@ import pytest
 
 from align_jax import data, models, worlds
 from align_jax.errors import InputError
-from align_jax.training import objectives, preference_objectives, preferences
+from align_jax.training import (
+  objectives,
+  preference_objectives,
+  preferences,
+  reward_objectives,
+)
 from align_jax.training.metrics import to_floats
 
 KEY = jax.random.key(0)
@@ -154,7 +159,7 @@ def test_empty_response_is_finite(tiny_model, tiny_pairs):
   empty["response_mask"][0] = 0
   loss, _ = dpo(model)(params, {"ref": params}, empty, KEY)
   np.testing.assert_allclose(loss, 8 * np.log(2.0), rtol=1e-6)
-  reward = objectives.reward_objective(model)
+  reward = reward_objectives.pair_objective(model)
   head = {"trunk": params, "head": models.init_scalar_head(KEY, 32)}
   assert np.isfinite(reward(head, {}, empty, KEY)[0])
 
@@ -172,7 +177,9 @@ def test_prompt_and_padding_content_is_not_learned_from(tiny_model, tiny_pairs):
 def test_reward_loss_is_bradley_terry_with_centring(tiny_model, tiny_pairs):
   model, params = tiny_model
   trainable = {"trunk": params, "head": models.init_scalar_head(KEY, 32)}
-  _, metrics = objectives.reward_objective(model, centering=0.5)(trainable, {}, tiny_pairs, KEY)
+  _, metrics = reward_objectives.pair_objective(model, reward_objectives.PairLoss(centering=0.5))(
+    trainable, {}, tiny_pairs, KEY
+  )
   flat = {k: tiny_pairs[k].reshape(16, 16) for k in ("tokens", "segment_ids", "response_mask")}
   r = objectives.response_scores(model, {"params": params}, trainable["head"], **flat).reshape(8, 2)
   expected = np.log1p(np.exp(r[:, 1] - r[:, 0])) + 0.5 * (r[:, 0] + r[:, 1]) ** 2
@@ -237,7 +244,7 @@ def test_padding_side_amount_and_content_change_nothing(tiny_model, tiny_pairs):
   head = models.init_scalar_head(KEY, 32)
   cases = [
     (dpo(model), params, {"ref": jax.tree.map(lambda x: 0.9 * x, params)}),
-    (objectives.reward_objective(model), {"trunk": params, "head": head}, {}),
+    (reward_objectives.pair_objective(model), {"trunk": params, "head": head}, {}),
   ]
   for objective, trainable, frozen in cases:
     run = jax.jit(objective)
@@ -281,7 +288,7 @@ def test_empty_rows_leave_every_gradient_finite(tiny_model, tiny_pairs, name):
   trainable, frozen = params, {"ref": jax.tree.map(lambda x: 0.9 * x, params)}
   if name == "reward":
     trainable = {"trunk": params, "head": models.init_scalar_head(KEY, 32)}
-    frozen, objective = {}, objectives.reward_objective(model)
+    frozen, objective = {}, reward_objectives.pair_objective(model)
   else:
     objective = preference_objectives.preference_objective(
       model, preferences.PreferenceConfig(name)
@@ -371,7 +378,9 @@ def test_a_reward_model_reads_both_layouts_alike(packing, soft):
   """At the last response token of each answer, wherever its row holds it; margins, labels and all."""
   model, params, _ = packing
   trainable = {"trunk": params, "head": models.init_scalar_head(KEY, 16)}
-  objective = objectives.reward_objective(model, centering=0.1, label_smoothing=0.05)
+  objective = reward_objectives.pair_objective(
+    model, reward_objectives.PairLoss(centering=0.1, label_smoothing=0.05)
+  )
   run = jax.jit(jax.value_and_grad(objective, has_aux=True))
   (loss, metrics), gradient = run(trainable, {}, soft.padded, KEY)
   (other, others), other_gradient = run(trainable, {}, soft.shared, KEY)
