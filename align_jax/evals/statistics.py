@@ -143,6 +143,25 @@ def proportion(outcomes: npt.ArrayLike, *, confidence: float = 0.95) -> Estimate
   return Estimate(_mean(scored), stderr, low, high, n, unscored)
 
 
+def wald(value: float, stderr: float, n: int, *, confidence: float = 0.95) -> Estimate:
+  """value ± z · stderr of an estimate whose error is known to be normal; NaN bounds for stderr NaN."""
+  half = _normal_quantile(confidence) * stderr
+  return Estimate(value, stderr, value - half, value + half, n)
+
+
+def difference_of_proportions(first: Estimate, second: Estimate) -> Estimate:
+  """p₁ - p₂ of two independent shares by `proportion`, with the interval of their two Wilson ones.
+
+  low = d - sqrt((p₁ - l₁)² + (u₂ - p₂)²), high = d + sqrt((u₁ - p₁)² + (p₂ - l₂)²): method 10 of
+  Newcombe 1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I.
+  NaN where either side is empty.
+  """
+  value = first.value - second.value
+  low = value - math.hypot(first.value - first.low, second.high - second.value)
+  high = value + math.hypot(first.high - first.value, second.value - second.low)
+  return Estimate(value, math.hypot(first.stderr, second.stderr), low, high, first.n + second.n)
+
+
 def win_rate(
   scores: npt.ArrayLike,
   baseline: npt.ArrayLike,
