@@ -21,7 +21,7 @@ def settle(pairs: Sequence[Preference], how: str) -> list[Preference]:
   `chosen` is the better in "soft".
 
   Raises:
-    InputError: for an unknown way, a pair without labels, or if no pair is left.
+    InputError: for an unknown way, or if no pair is left.
   """
   if how not in SETTLED:
     raise InputError(f"votes must be one of {', '.join(SETTLED)}, not {how!r}")
@@ -47,15 +47,17 @@ def _settled(pair: Preference, how: str) -> Preference | None:
 
 
 def _share(pair: Preference) -> float:
+  """A pair that was judged once is its own only vote."""
   if not pair.labels:
-    raise InputError(f"{pair.source}: field 'labels' is missing, which votes are counted from")
+    return pair.label_prob
   return sum(pair.labels.values()) / len(pair.labels)
 
 
 def labellers_of(pairs: Sequence[Preference]) -> tuple[str, ...]:
   """All that voted on any pair, by name; InputError where a pair has no labels."""
   for pair in pairs:
-    _share(pair)
+    if not pair.labels:
+      raise InputError(f"{pair.source}: field 'labels' is missing: every labeller has a head")
   return tuple(sorted({name for pair in pairs for name in pair.labels}))
 
 

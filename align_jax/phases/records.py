@@ -4,6 +4,7 @@ import dataclasses
 from typing import TypeVar
 
 from align_jax import data, worlds
+from align_jax.data.formats import FORMATS
 from align_jax.errors import InputError
 from align_jax.phases.sections import DataSection
 from align_jax.worlds import arithmetic
@@ -84,12 +85,20 @@ def read(
   chat: bool = True,
   invalid: str = "raise",
 ) -> list:
-  """The records of `kind` that `source` names, at most `limit` of them."""
+  """The records of `kind` that `source` names, at most `limit` of them.
+
+  "pandalm:FILE" is a file in one of `data.formats`' public formats.
+  """
   if is_world(source):
     records = _generate(parse_world(source), kind)
   elif source.partition(":")[0] == "arithmetic":
     records = _problems(source, kind)
   else:
+    scheme, _, path = source.partition(":")
+    if scheme in FORMATS:
+      if columns is not None:
+        raise InputError(f"{source!r} names its format: columns must be None")
+      source, columns = path, scheme
     columns = parse_columns(columns)
     records = READERS[kind](source, columns=columns, chat=chat, invalid=invalid)
   if not records:

@@ -74,35 +74,33 @@ def _for_members(config: RewardConfig, batches):
 
 
 def _settled(config: RewardConfig, found):
-  """The pairs after their labellers' votes and their ties are settled."""
-  everything = records.all_records(found)
-  if config.votes is None:
-    _refuse_votes(everything)
-  settled = everything
+  """The pairs after their labellers' votes and their ties are settled, each source by itself."""
+  voted = any(pair.labels for pair in records.all_records(found))
+  if config.votes is None and voted:
+    raise InputError(
+      "records have a field 'labels' with several labellers' votes: config.votes must say what becomes "
+      "of them"
+    )
+  if config.votes is not None and not voted:
+    raise InputError(f"config.votes={config.votes!r} is not used: no record has a field 'labels'")
+  if not isinstance(found, data.Mixture):
+    return _settled_pairs(config, found)
+  parts = (tuple(_settled_pairs(config, part)) for part in found.components)
+  return dataclasses.replace(found, components=tuple(parts))
+
+
+def _settled_pairs(config: RewardConfig, pairs):
   if config.votes in votes.SETTLED:
-    settled = votes.settle(everything, config.votes)
+    pairs = votes.settle(pairs, config.votes)
   elif config.votes == "spread":
-    settled = votes.settle(everything, "soft")
+    pairs = votes.settle(pairs, "soft")
   if config.ties == "discard":
-    settled = [pair for pair in settled if pair.label_prob != 0.5]
-    if not settled:
+    pairs = [pair for pair in pairs if pair.label_prob != 0.5]
+    if not pairs:
       raise InputError("config.ties='discard' leaves no pair")
   if config.ties == "rao_kupper":
-    _refuse_shares(settled)
-  if settled is everything:
-    return found
-  if isinstance(found, data.Mixture):
-    raise InputError("config.votes and ties settle the pairs of one source, not of a mixture")
-  return settled
-
-
-def _refuse_votes(pairs) -> None:
-  for pair in pairs:
-    if len(pair.labels) > 1:
-      raise InputError(
-        f"{pair.source}: field 'labels' holds several labellers' votes: config.votes must say what "
-        "becomes of them"
-      )
+    _refuse_shares(pairs)
+  return pairs
 
 
 def _refuse_shares(pairs) -> None:
