@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -20,8 +21,9 @@ from align_jax.phases.sections import ModelSection
 from align_jax.training import objectives, preferences, workdir
 
 SOURCES = (
-  "'<workdir of a reward model>', 'implicit:<workdir of experiments.preference>', "
-  "'implicit:<policy>,<reference>,beta=0.1', 'longer' or 'longer:<model whose tokens are counted>'"
+  "'<workdir of a reward model>', 'average:<several of them>', "
+  "'implicit:<workdir of experiments.preference>', 'implicit:<policy>,<reference>,beta=0.1', "
+  "'longer' or 'longer:<model whose tokens are counted>'"
 )
 _BUCKETS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # row lengths, as parts of the longest
 _WHOLE = sys.maxsize  # no text is longer
@@ -141,20 +143,32 @@ def open_scorer(
 
 
 def _reward_model(source: str, mesh, dtype: str, length: int):
-  folder = pathlib.Path(source)
-  if not source or not (folder / "model.json").exists():
+  averaged = source.startswith(workspace.AVERAGE)
+  if not averaged and (not source or not (pathlib.Path(source) / "model.json").exists()):
     raise InputError(f"{source!r} is no reward model: a scorer is {SOURCES}")
-  members = (workspace.load(source, mesh, dtype=dtype),)
-  if members[0].head is None:
+  members = workspace.load_members(source, mesh, dtype=dtype)
+  first = members[0]
+  if first.head is None:
     raise InputError(f"{source} is a policy: what it prefers is scored by 'implicit:{source}'")
-  _check_positions(source, members[0].model, length)
+  _check_positions(source, first.model, length)
+  if all(member.params is first.params for member in members):
+    groups = [members]  # heads on one trunk are read off it together
+  else:
+    groups = [[member] for member in members]
+  stacks = [_side_by_side(group) for group in groups]
 
   def score(rows: Rows) -> np.ndarray:
-    return np.stack(
-      [np.asarray(_rewards(m.model, {"params": m.params}, m.head, rows)) for m in members]
-    )
+    found = [_rewards(first.model, {"params": params}, heads, rows) for params, heads in stacks]
+    return np.concatenate([np.asarray(rewards).T for rewards in found])
 
-  return folder.resolve().name, members[0].tokenizer, score
+  name = source if averaged else pathlib.Path(source).resolve().name
+  return name, first.tokenizer, score
+
+
+def _side_by_side(members: Sequence[workspace.Loaded]) -> tuple[Any, Any]:
+  """(trunk, heads) of members on one trunk: kernel [D, k] and bias [k]."""
+  heads = [member.head for member in members]
+  return members[0].params, jax.tree.map(lambda *x: jnp.stack(x, axis=-1), *heads)
 
 
 def _implicit(text: str, mesh, dtype: str, length: int):
@@ -236,8 +250,9 @@ def _rows(encoded: Sequence[data.Encoded], width: int, pad: int) -> dict[str, np
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _rewards(model, variables, head, rows: Rows) -> jax.Array:
-  return objectives.response_scores(model, variables, head, **rows)
+def _rewards(model, variables, heads, rows: Rows) -> jax.Array:
+  """[B, H] of H heads on one trunk."""
+  return objectives.response_scores(model, variables, heads, **rows)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import logging
-import pathlib
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from align_jax import config as config_lib
 from align_jax import data, models, sharding, worlds
@@ -25,7 +25,7 @@ TOLERANCE = dict(rtol=0, atol=1e-5)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """Workdirs of one tiny policy and of a reward model, a DPO and an IPO per token made of it."""
+  """Workdirs of one tiny policy, and of reward models, ensembles and preference runs made of it."""
   root = tmp_path_factory.mktemp("runs")
   settings = sft_config.get_config()
   settings.model.scratch.update(layers=1, embed_dim=32, heads=2, kv_heads=2, mlp_dim=64)
@@ -34,19 +34,21 @@ def runs(tmp_path_factory):
   _run(sft.run, sft.SftConfig, settings, root / "sft")
   for name, module, cls, file in (
     ("reward", reward, reward.RewardConfig, reward_config),
+    ("trunk", reward, reward.RewardConfig, reward_config),
+    ("whole", reward, reward.RewardConfig, reward_config),
     ("dpo", preference, preference.PreferenceConfig, preference_config),
-    ("ipo_mean", preference, preference.PreferenceConfig, preference_config),
-    ("simpo", preference, preference.PreferenceConfig, preference_config),
   ):
     settings = file.get_config()
     settings.model.update(init=str(root / "sft"), remat="none")
     settings.data.update(train=WORLD, eval=None, batch_size=8)
     settings.loop.update(steps=3, eval_every=0)
     settings.optimizer.update(learning_rate=0.01)
-    if name in ("ipo_mean", "simpo"):
-      settings.objective.name = name
     if name == "dpo":
       settings.objective.beta = 0.3
+    if name in ("trunk", "whole"):
+      share = "nothing" if name == "whole" else "trunk"
+      settings.layout = "padded"
+      settings.ensemble = config_dict.create(members=2, share=share)
     _run(module.run, cls, settings, root / name)
   return root
 
@@ -71,6 +73,20 @@ def texts(pairs):
   """(prompts, responses), chosen and rejected of a pair as neighbours."""
   rows = [(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
   return [prompt for prompt, _ in rows], [text for _, text in rows]
+
+
+def _altered(folder, copy, **changes):
+  """A copy of a workdir whose JSON files `changes` have been made to; the weights are links."""
+  copy.mkdir()
+  for file in folder.iterdir():
+    (copy / file.name).symlink_to(file)
+  for name, change in changes.items():
+    file = copy / f"{name}.json"
+    values = json.loads(file.read_text())
+    change(values)
+    file.unlink()
+    file.write_text(json.dumps(values))
+  return copy
 
 
 def _open(source, mesh, **changes):
@@ -123,6 +139,33 @@ def test_a_reward_models_scores_are_those_of_its_evaluation(runs, mesh, texts, p
   assert found.rewards.dtype == np.float64 and found.members is None
 
 
+@pytest.mark.parametrize("name", ["trunk", "whole"])
+def test_an_ensembles_members_are_scored_one_by_one_and_meaned(runs, mesh, texts, name):
+  found = _open(runs / name, mesh)(*texts)
+  members = workspace.load_members(str(runs / name), mesh)
+  assert found.members.shape == (2, len(texts[1])) and len(members) == 2
+  encoded = [data.encode_response(*text, members[0].tokenizer, LENGTH) for text in zip(*texts)]
+  for member, rewards in zip(members, found.members):
+    hidden = [
+      member.model.apply({"params": member.params}, e.tokens[None], method="hidden")[0, -1]
+      for e in encoded
+    ]
+    expected = np.array(hidden) @ np.array(member.head["kernel"]) + float(member.head["bias"])
+    np.testing.assert_allclose(rewards, expected, **TOLERANCE)
+  assert np.abs(np.diff(found.members, axis=0)).max() > 1e-3
+  np.testing.assert_allclose(found.rewards, found.members.mean(axis=0), rtol=1e-12)
+
+
+def test_averaged_weights_are_one_reward_model(runs, mesh, texts):
+  source = f"average:{runs / 'whole'}"
+  found, averaged = _open(source, mesh)(*texts), workspace.load(source, mesh)
+  encoded = data.encode_response(texts[0][0], texts[1][0], averaged.tokenizer, LENGTH)
+  hidden = averaged.model.apply({"params": averaged.params}, encoded.tokens[None], method="hidden")
+  by_hand = models.scalar_head(averaged.head, hidden)[0, -1]
+  np.testing.assert_allclose(found.rewards[0], by_hand, **TOLERANCE)
+  assert found.members is None
+
+
 def test_an_implicit_reward_is_beta_times_the_log_ratio(runs, mesh, texts):
   """Against softmaxes in float64 over one row at a time, without padding."""
   prompts, responses = texts
@@ -140,26 +183,28 @@ def test_an_implicit_reward_is_beta_times_the_log_ratio(runs, mesh, texts):
   np.testing.assert_allclose(_open(spelt, mesh)(*texts).rewards, 2 * found.rewards, rtol=1e-12)
   itself = f"implicit:{runs / 'sft'},{runs / 'sft'},beta=1"
   assert not _open(itself, mesh)(*texts).rewards.any()
-  # The objective that was trained on means has means as its rewards; tau is 0.1 by default.
-  ratio = _open(f"implicit:{runs / 'ipo_mean'},{runs / 'sft'},beta=0.1", mesh)(*texts)
-  mean = _open(f"implicit:{runs / 'ipo_mean'}", mesh)(*texts)
-  np.testing.assert_allclose(mean.rewards, ratio.rewards / np.array(lengths), rtol=1e-9)
+
+
+def test_an_objective_on_means_has_means_as_its_rewards(runs, mesh, texts, tmp_path):
+  def mean(config):
+    config["objective"].update(name="ipo_mean", beta=None, tau=0.2)
+
+  copy = _altered(runs / "dpo", tmp_path / "ipo_mean", config=mean)
+  found, sums = (
+    _open(f"implicit:{copy}", mesh)(*texts),
+    _open(f"implicit:{runs / 'dpo'}", mesh)(*texts),
+  )
+  np.testing.assert_allclose(found.rewards, sums.rewards / 0.3 * 0.2 / sums.lengths, rtol=1e-9)
 
 
 def test_the_reference_is_found_from_any_folder(runs, mesh, texts, tmp_path, monkeypatch):
   """A run was started with a relative path: its model.json knows where the model lay."""
-  copy = tmp_path / "dpo"
-  copy.mkdir()
-  for file in (runs / "dpo").iterdir():
-    (copy / file.name).symlink_to(file)
-  for name, change in (
-    ("config.json", lambda c: c["model"].update(init="elsewhere/sft")),
-    ("lineage.json", lambda c: [p.update(path="elsewhere/sft") for p in c["parents"]]),
-  ):
-    values = json.loads((copy / name).read_text())
-    change(values)
-    (copy / name).unlink()
-    (copy / name).write_text(json.dumps(values))
+  _altered(
+    runs / "dpo",
+    tmp_path / "dpo",
+    config=lambda c: c["model"].update(init="elsewhere/sft"),
+    lineage=lambda x: [p.update(path="elsewhere/sft") for p in x["parents"]],
+  )
   monkeypatch.chdir(tmp_path)
   expected = _open(f"implicit:{runs / 'dpo'}", mesh)(*texts)
   np.testing.assert_array_equal(_open("implicit:dpo", mesh)(*texts).rewards, expected.rewards)
@@ -219,10 +264,7 @@ def test_the_longer_one_needs_no_model(runs, mesh):
 @pytest.mark.parametrize(
   "source, message",
   [
-    (
-      "",
-      "a scorer is '<workdir of a reward model>', 'implicit:<workdir of experiments.preference>'",
-    ),
+    ("", "a scorer is '<workdir of a reward model>', 'average:<several of them>'"),
     ("reward:here", "'reward:here' is no reward model: a scorer is"),
     ("{sft}", "is a policy: what it prefers is scored by 'implicit:"),
     ("implicit:", "does not say what is scored"),
@@ -233,14 +275,13 @@ def test_the_longer_one_needs_no_model(runs, mesh):
       "implicit:{sft}",
       "is no preference run with a reference: write 'implicit:<policy>,<reference>",
     ),
-    ("implicit:{simpo}", "is no preference run with a reference"),
     ("implicit:nowhere", "config.json is missing"),
     ("implicit:{dpo},{reward},beta=1", "reward is a reward model: an implicit reward is of two"),
     ("longer:nowhere", "nowhere is no folder"),
   ],
 )
 def test_bad_sources_say_what_is_expected(runs, mesh, source, message):
-  paths = {name: runs / name for name in ("sft", "dpo", "reward", "simpo")}
+  paths = {name: runs / name for name in ("sft", "dpo", "reward")}
   with pytest.raises(InputError, match=message):
     _open(source.format(**paths), mesh)
 
@@ -258,9 +299,14 @@ def test_bad_sizes_and_texts_are_said(runs, mesh):
     _open("longer", mesh)(prompts, ["yes"])
 
 
-def test_a_run_that_moved_its_reference_is_refused(runs, mesh, tmp_path):
-  for name in ("config.json", "lineage.json", "model.json"):
-    text = pathlib.Path(runs / "dpo" / name).read_text()
-    (tmp_path / name).write_text(text.replace('"sync_every": 0', '"sync_every": 5'))
+def test_runs_whose_reference_is_not_there_are_refused(runs, mesh, tmp_path):
+  moved = _altered(
+    runs / "dpo", tmp_path / "moved", config=lambda c: c["objective"].update(sync_every=5)
+  )
   with pytest.raises(InputError, match="moved its reference while it trained"):
-    _open(f"implicit:{tmp_path}", mesh)
+    _open(f"implicit:{moved}", mesh)
+  none = _altered(
+    runs / "dpo", tmp_path / "none", lineage=lambda x: x.update(parents=x["parents"][:1])
+  )
+  with pytest.raises(InputError, match="none is no preference run with a reference"):
+    _open(f"implicit:{none}", mesh)
