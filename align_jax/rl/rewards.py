@@ -102,14 +102,15 @@ def combine_members(
   References:
     Coste et al. 2023, https://arxiv.org/abs/2310.02743.
   """
-  _check_combination(combine, variance_coef)
+  check_combination(combine, variance_coef)
   if combine == "min":
     return values.min(axis=0)
   mean = values.mean(axis=0)
   return mean if combine == "mean" else mean - variance_coef * values.var(axis=0)
 
 
-def _check_combination(combine: str, variance_coef: float | None) -> None:
+def check_combination(combine: str, variance_coef: float | None) -> None:
+  """Raises InputError for what `combine_members` cannot do."""
   if combine not in ENSEMBLES:
     raise InputError(f"combine must be one of {', '.join(ENSEMBLES)}, not {combine!r}")
   if (combine == "uwo") != (variance_coef is not None) or (variance_coef or 0.0) < 0:
@@ -139,7 +140,7 @@ def ensemble_reward(
   References:
     Coste et al. 2023, https://arxiv.org/abs/2310.02743.
   """
-  _check_combination(combine, variance_coef)
+  check_combination(combine, variance_coef)
   if len(members) < 2 or any(member.weight != 1.0 for member in members):
     raise InputError("an ensemble takes two members or more, each of weight 1")
   values = _once(lambda rollout: np.stack([_checked(member, rollout) for member in members]))
