@@ -25,7 +25,7 @@ SOURCES = (
   "'implicit:<workdir of experiments.preference>', 'implicit:<policy>,<reference>,beta=0.1', "
   "'longer' or 'longer:<model whose tokens are counted>'"
 )
-_BUCKETS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # row lengths, as parts of the longest
+_SIXTEENTHS = (1, 2, 3, 4, 6, 8, 12, 16)  # of the longest row: the widths of rows
 _WHOLE = sys.maxsize  # no text is longer
 _CHUNK = 128  # positions through the LM head at a time
 
@@ -100,7 +100,7 @@ class Scorer:
     """[k, n] float64: the longest texts first, few widths of rows, always as many rows."""
     sizes = np.array([len(e.tokens) for e in encoded], int)
     order = np.argsort(-sizes, kind="stable")
-    widths = np.array(sorted({max(1, round(part * self.length)) for part in _BUCKETS}))
+    widths = np.array(sorted({-(-part * self.length // 16) for part in _SIXTEENTHS}))
     starts = range(0, len(order), self.batch_size)
     out = None
     for start in tqdm.tqdm(
