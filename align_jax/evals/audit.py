@@ -110,7 +110,7 @@ class Length:
   residual_accuracy: Estimate  # of the residualised scores, on the labels
   residual_gold: Estimate | None
   residual_matched: Estimate  # at equal length
-  residual_correlation: float | None  # where the slope was not fitted
+  residual_correlation: float | None
   bins: tuple[LengthBin, ...]
 
 
@@ -247,22 +247,21 @@ def spread(
 
 
 def length(pairs: Pairs, scores: npt.ArrayLike, *, bins: int = 6, seed: int = 0) -> Length:
-  """All that is said of length. scores [n, 2] of (chosen, rejected); λ is fitted on half the prompts.
+  """All that is said of length. scores [n, 2] of (chosen, rejected).
 
-  What residualising does to accuracy and correlation is measured on the other half.
+  What residualising does to accuracy and correlation is measured with a λ that was fitted on the other
+  half of the prompts; the λ that is reported is that of all.
   """
   scores = np.asarray(scores, np.float64)
   tokens = np.stack([pairs.chosen, pairs.rejected], axis=1).astype(np.float64)
   prompts = np.repeat(pairs.prompts, 2).reshape(-1, 2)
-  _, number = np.unique(pairs.prompts, return_inverse=True)
-  fitted = np.random.default_rng(seed).permutation(number.max() + 1)[number] % 2 == 0
-  residual, rest = fit_on(scores, tokens, prompts, fitted), ~fitted
-  left = residual.apply(scores[rest], tokens[rest])
+  residual = fit_on(scores, tokens, prompts, slice(None))
+  left = _residualised(scores, tokens, prompts, seed)
   margins = left[:, 0] - left[:, 1]
   gold, extra = pairs.gold, pairs.extra
-  close = length_bias.matched(tokens[rest, 0], tokens[rest, 1])
+  close = length_bias.matched(pairs.chosen, pairs.rejected)
   gap = functools.partial(length_bias.gold_gap, gold_margins=gold, extra=extra)
-  after = length_bias.fit_residual(left.ravel(), tokens[rest].ravel(), prompts[rest].ravel())
+  after = fit_on(left, tokens, prompts, slice(None))
   return Length(
     correlation=length_bias.correlation(scores.ravel(), tokens.ravel(), prompts.ravel(), seed=seed),
     split=length_bias.length_split(pairs.margins, pairs.chosen, pairs.rejected),
@@ -276,7 +275,7 @@ def length(pairs: Pairs, scores: npt.ArrayLike, *, bins: int = 6, seed: int = 0)
     model_gap=None if gold is None else gap(length_bias.ahead(pairs.margins * np.sign(gold))),
     residual=residual,
     residual_accuracy=statistics.proportion(length_bias.ahead(margins)),
-    residual_gold=None if gold is None else gold_accuracy(margins, gold[rest]),
+    residual_gold=None if gold is None else gold_accuracy(margins, gold),
     residual_matched=statistics.proportion(length_bias.ahead(margins)[close]),
     residual_correlation=after.correlation,
     bins=length_bins(pairs, bins),
@@ -286,6 +285,17 @@ def length(pairs: Pairs, scores: npt.ArrayLike, *, bins: int = 6, seed: int = 0)
 def fit_on(scores, tokens, prompts, rows) -> Residual:
   """`length_bias.fit_residual` on some of the pairs; scores, tokens and prompts [n, 2]."""
   return length_bias.fit_residual(scores[rows].ravel(), tokens[rows].ravel(), prompts[rows].ravel())
+
+
+def _residualised(scores, tokens, prompts, seed: int) -> np.ndarray:
+  """Scores [n, 2] less length, each half of the prompts by the λ of the other half."""
+  _, number = np.unique(prompts[:, 0], return_inverse=True)
+  half = np.random.default_rng(seed).permutation(number.max() + 1)[number] % 2
+  left = np.zeros_like(scores)
+  for side in (0, 1):
+    fitted = fit_on(scores, tokens, prompts, half != side)
+    left[half == side] = fitted.apply(scores[half == side], tokens[half == side])
+  return left
 
 
 def length_bins(pairs: Pairs, bins: int) -> tuple[LengthBin, ...]:
@@ -390,5 +400,7 @@ def _means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def _span(values: np.ndarray) -> str:
-  low, high = (f"{value:+.0f}".replace("-", "−") for value in (values.min(), values.max()))
+  low, high = (
+    f"{value:+.0f}".replace("-", "−") if value else "0" for value in (values.min(), values.max())
+  )
   return low if low == high else f"{low} to {high}"

@@ -330,9 +330,9 @@ def _length(found: Audit) -> list[Section]:
     Section(
       "Length taken off",
       f"r − λ (tokens − {report.number(part.residual.mean_tokens)}) with λ = "
-      f"{part.residual.slope:.5g}, the slope within prompts of one half of the prompts; the right column "
-      "is the other half. For online learning: config.rewards.length = {kind: length, weight: "
-      f"{-part.residual.slope:.5g}}} beside the model’s weight of 1.",
+      f"{part.residual.slope:.5g}, the slope within prompts; for the right column each half of the "
+      "prompts has the λ of the other half. For online learning: config.rewards.length = {kind: length, "
+      f"weight: {-part.residual.slope:.5g}}} beside the model’s weight of 1.",
       "",
       ("", "as it is", "without length"),
       rows,

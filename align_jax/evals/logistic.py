@@ -9,6 +9,10 @@ from align_jax.evals import statistics
 from align_jax.evals.statistics import Estimate
 
 _STEPS = 100
+_NO_MAXIMUM = (
+  "logistic regression has no single maximum: classes are separated, or columns depend on each other; "
+  "set l2."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,7 @@ def fit(
     if done:
       break
   else:
-    raise ValueError("logistic regression does not converge: the classes are separated; set l2.")
+    raise ValueError(_NO_MAXIMUM)
   return Fit(w, _sandwich(x, y, w, l2, clusters), len(y))
 
 
@@ -90,7 +94,7 @@ def _solve(hessian, right):
   try:
     return np.linalg.solve(hessian, right)
   except np.linalg.LinAlgError as error:
-    raise ValueError("logistic regression: columns of x depend on each other; set l2.") from error
+    raise ValueError(_NO_MAXIMUM) from error
 
 
 def _sandwich(x, y, w, l2: float, clusters):

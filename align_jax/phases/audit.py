@@ -84,10 +84,15 @@ class Material:
   scores: np.ndarray  # [n, 2]
   tokens: np.ndarray  # [n, 2]
   truncated: float
+  probabilities: np.ndarray | None = (
+    None  # [n] that the chosen is chosen; None: as the labeller says
+  )
 
   @functools.cached_property
   def pairs(self) -> audit.Pairs:
-    judged, asked = self.judgements, self.labeller is not None
+    judged, known = self.judgements, self.probabilities
+    if known is None and self.labeller is not None:
+      known = self.labeller.probabilities(judged)
     keys = [json.dumps(r.prompt, sort_keys=True) for r in self.records]
     return audit.Pairs(
       margins=self.scores[:, 0] - self.scores[:, 1],
@@ -96,7 +101,7 @@ class Material:
       prompts=np.unique(keys, return_inverse=True)[1],
       label_prob=np.array([r.label_prob for r in self.records], np.float64),
       votes=any(r.labels for r in self.records),
-      probabilities=self.labeller.probabilities(judged) if asked else None,
+      probabilities=known,
       gold=np.array([a.reward - b.reward for a, b in judged]) if judged else None,
     )
 
