@@ -9,12 +9,14 @@ import tqdm
 
 from align_jax import config as config_lib
 from align_jax.errors import InputError
+from align_jax.evals import overoptimization_page
+from align_jax.evals.overoptimization_report import Report
+from align_jax.phases import overoptimization_collect, workers, workspace
 from align_jax.phases import overoptimization_steps as steps
-from align_jax.phases import workers, workspace
 from align_jax.phases.overoptimization_config import OveroptimizationConfig
 
 
-def run(settings: dict[str, Any], path: str, start_worker: Callable[[int, int], Any]):
+def run(settings: dict[str, Any], path: str, start_worker: Callable[[int, int], Any]) -> Report:
   """Does what is not done yet under `path`, and writes the report from all of it.
 
   `start_worker(index, count)` readies a process and returns its devices.
@@ -27,6 +29,11 @@ def run(settings: dict[str, Any], path: str, start_worker: Callable[[int, int], 
   with workers.lock(root / "lock"):
     for tasks in steps.plan(config, root):
       _execute(config, tasks, start_worker)
+    collector = overoptimization_collect.Collector(config, root)
+    collector.choose()
+    found = collector.report()
+    print(f"== report: {overoptimization_page.write(root, found)}", flush=True)
+  return found
 
 
 def _execute(config: OveroptimizationConfig, tasks: list[steps.Task], start_worker: Callable):

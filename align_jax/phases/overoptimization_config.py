@@ -14,7 +14,7 @@ TRUNK, POLICY, PROXY = (
   "policy",
   "proxy",
 )  # what a section says where the laboratory fills in
-_SURE = 1e-6  # temperature of a labeller that never errs; where gold ties it tosses a coin
+SURE = 1e-6  # temperature of a labeller that never errs; where gold ties it tosses a coin
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
@@ -210,7 +210,7 @@ class OveroptimizationConfig:
   def reward_config(self, proxy: Proxy, root: pathlib.Path) -> reward.RewardConfig:
     """The base with the trunk, the labels, the seed and as many steps as the comparisons need."""
     base, world = self.reward, records.parse_world(self.reward.data.train)
-    temperature = proxy.temperature or _SURE
+    temperature = proxy.temperature or SURE
     train = (
       f"microworld:seed={world.seed},n={proxy.comparisons},draw={world.draw},split={world.split},"
       f"temperature={temperature!r},length_bias={world.length_bias!r},"

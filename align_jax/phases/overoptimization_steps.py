@@ -114,7 +114,7 @@ def _sample_part(task: Task, devices) -> None:
     config.seed,
     mesh,
   )
-  _save(parts(config, task.root)[task.what], found | {"gold": _gold(config, prompts, found, rows)})
+  save(parts(config, task.root)[task.what], found | {"gold": _gold(config, prompts, found, rows)})
 
 
 def _draw(policy, prompts, ids, section, seed: int, mesh) -> dict[str, np.ndarray]:
@@ -175,9 +175,9 @@ def _make_proxy(task: Task, devices) -> None:
   reward.run(config.reward_config(proxy, task.root), str(task.folder), devices)
   mesh = sharding.make_mesh(config.reward.mesh, devices)
   loaded = workspace.load(str(task.folder), mesh)
-  _save(task.folder / "pairs.npz", {"rewards": _pair_rewards(config, loaded)})
+  save(task.folder / "pairs.npz", {"rewards": _pair_rewards(config, loaded)})
   pool = Pool.read(parts(config, task.root))
-  _save(task.folder / "scores.npz", {"scores": _scores(loaded, pool)})
+  save(task.folder / "scores.npz", {"scores": _scores(loaded, pool)})
 
 
 def held_out_pairs(config: OveroptimizationConfig) -> list[worlds.Pair]:
@@ -251,7 +251,7 @@ def _measure_start(task: Task, devices) -> None:
   )
   texts = sampling.decode_texts(samples, tokenizer)
   world = worlds.Microworld(seed=config.world_seed)
-  _save(task.folder / "start.npz", {"gold": world.gold_rewards(asked, texts)})
+  save(task.folder / "start.npz", {"gold": world.gold_rewards(asked, texts)})
 
 
 def _learn_online(task: Task, devices) -> None:
@@ -299,8 +299,8 @@ def check_folders(config: OveroptimizationConfig, root: pathlib.Path) -> None:
   workdir.open_workdir(root / "proxies", "proxies", {"held_out": config.held_out})
 
 
-def _save(file: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  """In one move: a killed run leaves no half of it."""
+def save(file: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes an .npz in one move: a killed run leaves no half of it."""
   part = file.with_suffix(".part.npz")
   np.savez_compressed(part, **arrays)
   part.replace(file)
