@@ -79,7 +79,7 @@ def bars(found: RewardBenchmarks) -> Figure:
 
 def sentences(found: RewardBenchmarks) -> list[str]:
   """What was found, said only as far as the intervals allow."""
-  told = [f"{found.scorer}: {found.source}."]
+  told = [f"Scored by {found.source}."]
   for name, result in found.benchmarks.items():
     row = result.overall
     if row is None:
