@@ -73,8 +73,8 @@ def _arms() -> dict:
 def _rl():
   config = ppo.get_config()
   config.model.init, config.reward_model = "policy", "proxy"
-  config.optimizer.update(learning_rate=5e-4, schedule="constant")
-  config.loop = common.loop(150)
+  config.optimizer.update(learning_rate=1e-3, schedule="constant")
+  config.loop = common.loop(100)
   config.rewards = config_dict.create(
     proxy=dict(kind="model", weight=1.0, standardise=512),
     gold=dict(kind="gold", weight=0.0),  # logged, never learned from
@@ -123,7 +123,7 @@ def _smoke(config):
   config.rl.rewards.proxy.standardise = 16
   config.rl_runs = config_dict.create(
     kl0=dict(arm="tiny", comparisons=16, kl_coef=0.0),
-    min=dict(arm="tiny", comparisons=16, kl_coef=0.1, combine="min"),
+    min=dict(arm="tiny", comparisons=16, kl_coef=0.0, combine="min"),
   )
   config.rl_window, config.start_samples = 2, 16
   return config

@@ -167,20 +167,25 @@ def rl(found: Report) -> Figure:
 
 
 def rl_groups(runs: Sequence[RlCurve]) -> dict[str, list[RlCurve]]:
-  """The runs by what they vary from the first run."""
+  """The runs by what they vary from the one that most of the others differ from in one thing."""
   if not runs:
     return {}
-  base = runs[0]
+  fields = ("arm", "comparisons", "kl_coef", "combine")
 
-  def like(run: RlCurve, *names: str) -> bool:
-    return all(getattr(run, name) == getattr(base, name) for name in names)
+  def differences(a: RlCurve, b: RlCurve) -> list[str]:
+    return [name for name in fields if getattr(a, name) != getattr(b, name)]
+
+  single = [run for run in runs if run.combine is None] or list(runs)
+  base = max(single, key=lambda run: sum(len(differences(run, other)) == 1 for other in runs))
+
+  def varied(name: str) -> list[RlCurve]:
+    return [run for run in runs if run is base or differences(base, run) == [name]]
 
   groups = {
-    "KL coefficients": [r for r in runs if like(r, "arm", "comparisons", "combine")],
-    "Comparisons of the proxy": [r for r in runs if like(r, "kl_coef", "combine", "arm")],
-    "Ensembles": [r for r in runs if r.combine or r is base],
+    "KL coefficients": sorted(varied("kl_coef"), key=lambda run: run.kl_coef),
+    "Comparisons of the proxy": sorted(varied("comparisons"), key=lambda run: run.comparisons),
+    "Ensembles": [base, *(run for run in varied("combine") if run is not base)],
   }
-  groups["Comparisons of the proxy"].sort(key=lambda r: r.comparisons)
   return {title: found for title, found in groups.items() if len(found) > 1}
 
 

@@ -13,6 +13,8 @@ from align_jax.evals.overoptimization import Extrapolation, Fit
 from align_jax.evals.statistics import Estimate
 from align_jax.worlds import label_ceiling
 
+_TINY = 1e-9  # an error below it is rounding: nothing was found to vary
+
 
 @dataclasses.dataclass(frozen=True)
 class Point:
@@ -181,7 +183,7 @@ def bon_law(gains: Gains, fit_up_to: int, seed: int = 0) -> tuple[Fit | None, Ex
   d = np.sqrt(gains.kl.mean(axis=0))[1:]
   gold = gains.gold[:, 1:]
   errors = gold.std(axis=0, ddof=1) / math.sqrt(len(gold))
-  usable = (errors > 0) & (d > 0)
+  usable = (errors > _TINY) & (d > 0)
   if usable.sum() < 3:
     return None, None
   d, gold, errors = d[usable], gold[:, usable], errors[usable]
@@ -226,47 +228,55 @@ def rl_points(
   kl, gold, proxy [T] of the iterations; start: gold of the initial policy. A window's error is
   sd(x_{t+1} − x_t) / √2 / √window: its own scatter would also count that the policy moves.
   """
-  count = len(kl) // window
-
-  def means(values: np.ndarray) -> tuple[np.ndarray, float]:
-    noise = np.diff(values).std(ddof=1) / math.sqrt(2 * window) if len(values) > 2 else 0.0
-    return values[: count * window].reshape(count, window).mean(axis=1), float(noise)
-
-  distances, _ = means(kl)
-  (golds, gold_error), (proxies, proxy_error) = means(gold - start), means(proxy)
-
-  def estimate(value: float, error: float) -> Estimate:
-    half = 1.96 * error
-    return Estimate(float(value), error, float(value - half), float(value + half), window)
-
+  distances = np.sqrt(np.maximum(_windows(kl, window).mean(axis=1), 0.0))
+  columns = (
+    [_estimate(v, _noise(x) / math.sqrt(window), window) for v in _windows(x, window).mean(axis=1)]
+    for x in (gold - start, proxy)
+  )
   return tuple(
-    RlPoint(
-      (i + 0.5) * window - 0.5,
-      math.sqrt(max(distances[i], 0.0)),
-      estimate(golds[i], gold_error),
-      estimate(proxies[i], proxy_error),
-    )
-    for i in range(count)
+    RlPoint((i + 0.5) * window - 0.5, float(d), *pair)
+    for i, (d, *pair) in enumerate(zip(distances, *columns))
   )
 
 
-def rl_peak(points: Sequence[RlPoint]) -> Peak:
-  """The highest window; its fall is to the mean of the last tenth of windows (at least two), without
-  the correction that best-of-n's has: a run has no prompts to be halved."""
-  best = max(points, key=lambda p: p.gold.value)
-  last = points[-max(2, len(points) // 10) :]
-  final = float(np.mean([p.gold.value for p in last]))
-  fall, error = best.gold.value - final, best.gold.stderr * math.sqrt(1 + 1 / len(last))
-  low, high = fall - 1.96 * error, fall + 1.96 * error
-  return Peak(
-    round(best.step), best.distance, best.gold, Estimate(fall, error, low, high, len(points))
-  )
+def rl_peak(points: Sequence[RlPoint], gold: np.ndarray, window: int) -> Peak:
+  """The highest window, and the fall from it to the last tenth of the windows.
+
+  The fall is fair: the window that is highest by its even iterations is measured by its odd ones, and
+  the other way round; it is 0 where that window is one of the last. points: of `rl_points`; gold [T].
+  """
+  best = max(range(len(points)), key=lambda i: points[i].gold.value)
+  windows = _windows(gold, window)
+  last = max(1, len(windows) // 10)
+  falls = []
+  for half in (0, 1):
+    chosen = int(np.argmax(windows[:, 1 - half :: 2].mean(axis=1)))
+    own = windows[:, half::2].mean(axis=1)
+    falls.append(own[chosen] - own[-last:].mean() if chosen < len(windows) - last else 0.0)
+  error = _noise(gold) * math.sqrt((1 + 1 / last) / window)
+  fall = _estimate(float(np.mean(falls)), error, len(gold))
+  return Peak(round(points[best].step), points[best].distance, points[best].gold, fall)
+
+
+def _windows(values: np.ndarray, window: int) -> np.ndarray:
+  """[T // window, window]."""
+  count = len(values) // window
+  return values[: count * window].reshape(count, window)
+
+
+def _noise(values: np.ndarray) -> float:
+  """Of one iteration, from the differences of neighbours."""
+  return float(np.diff(values).std(ddof=1) / math.sqrt(2)) if len(values) > 2 else 0.0
+
+
+def _estimate(value: float, error: float, n: int) -> Estimate:
+  return Estimate(float(value), error, float(value - 1.96 * error), float(value + 1.96 * error), n)
 
 
 def rl_law(points: Sequence[RlPoint], share: float) -> tuple[Fit | None, Extrapolation | None]:
   """The RL law of the windows beyond d = 1, and its extrapolation from `share` of the largest d."""
   far = [p for p in points if p.distance >= overoptimization.RL_FIRST_DISTANCE]
-  if len(far) < 4 or any(p.gold.stderr <= 0 for p in far):
+  if len(far) < 4 or any(p.gold.stderr <= _TINY for p in far):
     return None, None
   d, gold, errors = (
     np.array(x) for x in zip(*((p.distance, p.gold.value, p.gold.stderr) for p in far))

@@ -156,7 +156,7 @@ class Collector:
       kl_coef=run.kl_coef,
       combine=run.combine,
       points=points,
-      peak=report_lib.rl_peak(points),
+      peak=report_lib.rl_peak(points, gold, config.rl_window),
       law=law,
       extrapolation=extrapolation,
     )
