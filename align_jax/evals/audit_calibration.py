@@ -39,10 +39,10 @@ class Calibration:
   ece_equal_mass: Estimate
   ece_expected: float  # of a calibrated forecaster with these confidences, n and equal-width bins
   ece_debiased: float  # ece - ece_expected
-  squared_error_debiased: float  # Σ n_m/n (acc - conf)² without its bias, equal-mass bins
+  squared_error_debiased: float | None  # Σ n_m/n (acc - conf)² without its bias, equal-mass bins
   max_error: float  # of an equal-width bin
   brier: Brier
-  nll: float  # nats
+  nll: float | None  # nats; infinite for a certainty that was wrong
   auroc: Estimate  # of confidence for being right
   bins: tuple[CalibrationBin, ...]
   bins_equal_mass: tuple[CalibrationBin, ...]
@@ -53,8 +53,8 @@ class Temperature:
   """T* that minimises the NLL of σ(logit / T), and what it does to the NLL and the ECE."""
 
   value: float
-  low: float  # NaN bounds: no finite one
-  high: float
+  low: float | None  # NaN: not finite
+  high: float | None
   nll: float
   nll_scaled: float
   ece_scaled: float

@@ -48,7 +48,9 @@ class Residual:
 
   slope: float  # λ, reward a token
   mean_tokens: float
-  correlation: float  # Pearson's within prompts, before; after, it is 0 on the fitted responses
+  correlation: (
+    float | None
+  )  # Pearson's within prompts, before; after, it is 0 on the fitted responses
 
   def apply(self, rewards: npt.ArrayLike, lengths: npt.ArrayLike) -> np.ndarray:
     """Residualised rewards [n] of rewards [n] and lengths [n] in tokens."""
