@@ -5,7 +5,7 @@ import pathlib
 
 from align_jax.evals import overoptimization_plots, plots, report, results
 from align_jax.evals.overoptimization import Extrapolation, Fit
-from align_jax.evals.overoptimization_report import Curve, Report, RlCurve
+from align_jax.evals.overoptimization_report import TRAITS, Curve, Report, RlCurve
 from align_jax.evals.report import Picture
 from align_jax.evals.rounds_page import Cell, Table
 from align_jax.evals.statistics import Estimate
@@ -115,7 +115,7 @@ def _of_run(r: RlCurve) -> str:
 
 def tables(found: Report) -> list[Table]:
   """Curves, ensembles, runs and accuracies, each only where there is something."""
-  shown = [_curves(found), _accuracy(found)]
+  shown = [_curves(found), _accuracy(found), _behaviours(found)]
   shown += [_ensembles(found)] if found.ensembles else []
   shown += [_runs(found)] if found.rl else []
   return shown
@@ -219,6 +219,26 @@ def _accuracy(found: Report) -> Table:
         _share(c.accuracy.gold),
       ]
       for c in found.curves
+    ],
+  )
+
+
+def _behaviours(found: Report) -> Table:
+  return Table(
+    "What the proxies chose",
+    "The gold judge on the choices of every arm’s proxy with most comparisons, its first seed: one sample, "
+    "the n at which gold is highest, and the largest n. Fillers and length a response, the others shares.",
+    ("proxy", "n", *TRAITS),
+    [
+      [
+        (b.name, ""),
+        (f"{b.n:,}", ""),
+        *(
+          (_number if trait in ("fillers", "length") else _share)(b.found[trait])
+          for trait in TRAITS
+        ),
+      ]
+      for b in found.behaviours
     ],
   )
 

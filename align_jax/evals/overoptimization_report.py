@@ -13,6 +13,7 @@ from align_jax.evals.overoptimization import Extrapolation, Fit
 from align_jax.evals.statistics import Estimate
 from align_jax.worlds import label_ceiling
 
+TRAITS = ("correct", "malformed", "harmful", "courteous", "rude", "fillers", "length")
 _TINY = 1e-9  # an error below it is rounding: nothing was found to vary
 
 
@@ -79,6 +80,15 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
+class Behaviour:
+  """What the gold judge finds in the choices of one proxy, its first seed, at one n."""
+
+  name: str  # of the curve
+  n: int
+  found: dict[str, Estimate]  # of TRAITS, means over prompts
+
+
+@dataclasses.dataclass(frozen=True)
 class RlPoint:
   """A window of iterations."""
 
@@ -116,6 +126,7 @@ class Report:
   fit_up_to: int
   curves: tuple[Curve, ...]
   ensembles: tuple[Curve, ...]
+  behaviours: tuple[Behaviour, ...]
   rl: tuple[RlCurve, ...]
 
 

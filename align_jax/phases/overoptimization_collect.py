@@ -8,7 +8,7 @@ import numpy as np
 import tqdm
 
 from align_jax import models, worlds
-from align_jax.evals import overoptimization, results, statistics
+from align_jax.evals import best_of_n, overoptimization, results, statistics
 from align_jax.evals import overoptimization_report as report_lib
 from align_jax.phases import overoptimization_steps as steps
 from align_jax.phases import records, workspace
@@ -46,9 +46,11 @@ class Collector:
       self._gains[proxy.name] = gains
 
   def report(self) -> report_lib.Report:
-    config = self.config
-    index = self.pool.index
+    config, index = self.config, self.pool.index
     distinct = [len(np.unique(row)) / len(row) for row in index]
+    curves = tuple(
+      self._curve(name, arm, n) for name, arm in config.arms.items() for n in arm.comparisons
+    )
     return report_lib.Report(
       policy=config.policy,
       prompts=len(index),
@@ -57,10 +59,9 @@ class Collector:
       start=statistics.mean(self.gold.mean(axis=1)),
       rl_start=self._rl_start() if config.rl_runs else None,
       fit_up_to=config.fit_up_to,
-      curves=tuple(
-        self._curve(name, arm, n) for name, arm in config.arms.items() for n in arm.comparisons
-      ),
+      curves=curves,
       ensembles=tuple(self._ensemble(name, e) for name, e in config.ensembles.items()),
+      behaviours=self._behaviours(curves),
       rl=tuple(self._rl(name) for name in config.rl_runs),
     )
 
@@ -135,6 +136,30 @@ class Collector:
       error_correlation=float(correlations[np.triu_indices(len(members), 1)].mean()),
       disagreement=statistics.mean(overoptimization.disagreement(standard)),
     )
+
+  def _behaviours(self, curves) -> tuple[report_lib.Behaviour, ...]:
+    """Of every arm's largest amount: one sample, the peak, and the largest n."""
+    pool, world = self.pool, worlds.Microworld(seed=self.config.world_seed)
+    owners = np.zeros(len(pool.gold), int)
+    owners[pool.index] = np.arange(len(pool.index))[:, None]
+    prompts = records.read(self.config.pool.prompts, "prompts")
+    found = [world.judge(prompts[p], text) for p, text in zip(owners, pool.texts.tolist())]
+    traits = {
+      name: pool.by_prompt(np.array([getattr(judgement, name) for judgement in found], float))
+      for name in report_lib.TRAITS
+    }
+    largest = {curve.arm: curve for curve in sorted(curves, key=lambda c: c.comparisons)}
+    behaviours = []
+    for name, arm in self.config.arms.items():
+      curve = largest[name]
+      proxy = self._scores(self.config.members(arm, curve.comparisons)[0])
+      for n in sorted({1, curve.peak.n, curve.points[-1].n}):
+        means = {
+          trait: statistics.mean(best_of_n.best_of_n_scores(proxy, values, n))
+          for trait, values in traits.items()
+        }
+        behaviours.append(report_lib.Behaviour(curve.name, n, means))
+    return tuple(behaviours)
 
   def _rl_start(self):
     with np.load(self.root / "rl" / "start.npz") as found:

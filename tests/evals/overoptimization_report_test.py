@@ -178,7 +178,12 @@ def made_report(gains):
       ("min", 100, 0.0, "min"),
     )
   )  # fmt: skip
-  return report_lib.Report("s", 200, 512, gain, gain, gain, 64, tuple(curves), (ensemble,), runs)
+  shown = tuple(
+    report_lib.Behaviour(curves[0].name, n, dict.fromkeys(report_lib.TRAITS, gain)) for n in (1, 16)
+  )
+  return report_lib.Report(
+    "s", 200, 512, gain, gain, gain, 64, tuple(curves), (ensemble,), shown, runs
+  )
 
 
 def test_the_files_of_a_report(gains, tmp_path):

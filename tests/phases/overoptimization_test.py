@@ -93,6 +93,16 @@ def test_a_curve_is_the_best_of_its_seeds_choices(finished):
   assert found.start.value == pytest.approx(gold.mean(), abs=1e-6)
 
 
+def test_gold_is_what_its_parts_say_of_the_same_choices(finished):
+  """Of one sample: the judge's traits, weighed, give back the gold reward but for what is not shown."""
+  _, found = finished
+  first = [b for b in found.behaviours if b.n == 1]
+  assert {b.name for b in first} == {"noisy-32", "tiny-32", "wide-16"}
+  traits = {name: e.value for name, e in first[0].found.items()}
+  assert traits["malformed"] > 0.9 and traits["correct"] < 0.1  # six steps of SFT teach no sentence
+  assert found.start.value < 0 and all(b.found == first[0].found for b in first)
+
+
 def test_the_pool_holds_every_sample_once(finished):
   """What is scored is what was drawn: gold and texts of the samples, without their repeats."""
   root, _ = finished
