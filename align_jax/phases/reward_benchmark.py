@@ -44,7 +44,7 @@ class RewardBenchmarkConfig:
 
 
 def run(config: RewardBenchmarkConfig, path: str, devices) -> RewardBenchmarks:
-  """Scores every benchmark, prints the table, and writes reward_benchmarks.json, .html and .png."""
+  """Scores every benchmark, writes reward_benchmarks.json, .html and .png, and prints the table."""
   workspace.single_process("a reward benchmark")
   paths = {name: files for name, files in config.benchmarks.items() if files}
   items = {name: benchmarks.read(name, files) for name, files in paths.items()}
@@ -59,10 +59,13 @@ def run(config: RewardBenchmarkConfig, path: str, devices) -> RewardBenchmarks:
     limit=config.limit,
     unit="characters" if scorer.tokenizer is None else "tokens",
     chat_template=_template(scorer.tokenizer),
-    benchmarks={name: measure(name, items[name], scorer, config.limit) for name in items},
+    benchmarks={},
   )
   folder = pathlib.Path(path)
-  reward_benchmarks_page.write(folder, found)
+  for name, own in items.items():
+    result = measure(name, own, scorer, config.limit)
+    found = dataclasses.replace(found, benchmarks=found.benchmarks | {name: result})
+    reward_benchmarks_page.write(folder, found)  # at once: the next may take long
   workdir.write_json(folder / "reward_benchmark_config.json", config_lib.to_dict(config))
   print(reward_benchmarks_page.as_text(found), flush=True)
   return found
