@@ -2,11 +2,12 @@ r"""An audit of a reward model on microworld pairs, and on samples of the polici
 
   python -m experiments.audit --config=configs/audit.py:runs/quickstart --workdir=runs/audit
 
-On files, here human preferences with three votes a pair; `cut` says how long a row may be:
+On files, here human preferences with three votes a pair; without later policies, and with the features
+of the text:
 
-  python -m experiments.audit --config=configs/audit.py --workdir=runs/audit_pandalm \
+  python -m experiments.audit --config=configs/audit.py:files --workdir=runs/audit_pandalm \
     --config.scorer=runs/smollm2_rm --config.data=pandalm_human/dev.jsonl --config.columns=pandalm \
-    --config.categories="('motivation_app','cmp_key')" --config.length=512 --config.drift=None
+    --config.invalid=skip --config.categories="('motivation_app',)"
 """
 
 from ml_collections import config_dict
@@ -43,4 +44,15 @@ def get_config(runs: str = "runs/quickstart") -> config_dict.ConfigDict:
   config.seed = 0  # of samples, bootstraps and splits
   config.dtype = "float32"
   config.mesh = common.mesh()
+  return _files(config) if runs == "files" else config
+
+
+def _files(config):
+  config.scorer = "longer:smollm2"  # or a reward model
+  config.data = "pairs.jsonl"
+  config.length = 512
+  config.batch_size = 16
+  config.text_features = True
+  config.gain_width = 20
+  config.drift = config_dict.placeholder(config_dict.ConfigDict)
   return config
