@@ -25,7 +25,7 @@ def get_config(folder: str = "") -> config_dict.ConfigDict:
     length=384,
     batch_size=16,
   )
-  config.data.invalid = "skip"  # two responses of pandalm_human are no texts
+  config.data.invalid = "skip"  # six responses in pandalm_human's dev.jsonl are booleans
   config.votes = "soft"  # the share of annotators
   config.optimizer = common.optimizer(3e-4)
   config.loop = common.loop(137, checkpoint_every=20)  # an epoch

@@ -47,7 +47,8 @@ class RewardConfig:
 
   kind: str  # one of KINDS
   weight: float = 1.0  # 0: only logged
-  # model: its workdir (None: config.reward_model); ensemble: workdirs "a,b,c"; function: "module:name"
+  # model: its workdir (None: config.reward_model), or "average:..." of several; ensemble: the workdir of
+  # one, or of several models "a,b,c"; function: "module:name"
   source: str | None = None
   # responses of the starting policy over which a reward model has mean 0 and deviation 1; OAI 256
   standardise: int | None = None
@@ -82,8 +83,10 @@ class RewardConfig:
       raise InputError(f"standardise takes at least 2 responses, not {self.standardise}")
     if self.kind != "ensemble":
       return
-    if len(self.sources) < 2 or len(set(self.sources)) < len(self.sources):
-      raise InputError("an ensemble's source must name two workdirs or more, each once: 'a,b,c'")
+    if not self.sources or len(set(self.sources)) < len(self.sources):
+      raise InputError(
+        "an ensemble's source must name the workdir of one, or two workdirs or more, each once: 'a,b,c'"
+      )
     if self.combine not in rewards.ENSEMBLES:
       raise InputError(
         f"combine must be one of {', '.join(rewards.ENSEMBLES)}, not {self.combine!r}"
@@ -154,9 +157,15 @@ def check(
   for name, config in configs.items():
     if config.kind == "gold" and not records.is_world(prompts_source):
       raise InputError(f"config.rewards.{name}: kind 'gold' judges microworld prompts only")
-    for workdir in _workdirs(config, reward_model, name):
-      if not (pathlib.Path(workdir) / "model.json").exists():
-        raise InputError(f"config.rewards.{name}: {workdir} is not the workdir of a reward model")
+    sources = _workdirs(config, reward_model, name)
+    for source in sources:
+      for workdir in source.removeprefix(workspace.AVERAGE).split(","):
+        if not (pathlib.Path(workdir) / "model.json").exists():
+          raise InputError(f"config.rewards.{name}: {workdir} is not the workdir of a reward model")
+    if config.kind == "ensemble" and len(sources) == 1 and workspace.member_count(sources[0]) < 2:
+      raise InputError(
+        f"config.rewards.{name}: {sources[0]} is one reward model: name an ensemble, or two or more"
+      )
     if config.kind in verifiers.REFERENCED:
       _check_references(name, config, prompts)
 
@@ -225,14 +234,18 @@ def build(
     dtype: of the reward models' activations.
     reference: n -> a rollout of n responses of the starting policy, for `standardise`.
   """
-  judges = {}
+  judges: dict[str, workspace.Loaded] = {}
+  members: dict[str, tuple[workspace.Loaded, ...]] = {}
+
+  def load_members(workdir: str) -> tuple[workspace.Loaded, ...]:
+    if workdir not in members:
+      members[workdir] = workspace.load_members(workdir, mesh, dtype=dtype)
+      judges[workdir] = _checked(members[workdir][0], policy, workdir)
+    return members[workdir]
 
   def load(workdir: str) -> workspace.Loaded:
-    if workdir not in judges:
+    if len(load_members(workdir)) > 1:
       judges[workdir] = workspace.load(workdir, mesh, dtype=dtype)
-      if judges[workdir].head is None:
-        raise InputError(f"{workdir} is not a reward model")
-      workspace.same_vocabulary(policy, judges[workdir], workdir)
     return judges[workdir]
 
   if reward_model is not None:
@@ -240,12 +253,21 @@ def build(
   references = _Remembered(reference)
   terms: list[rl.Reward] = []
   for name, config in configs.items():
-    members = [
-      _member(name, load(workdir), config, references, mesh)
-      for workdir in _workdirs(config, reward_model, name)
-    ]
-    terms += _terms(name, config, members, prompts_source)
+    sources = _workdirs(config, reward_model, name)
+    if config.kind == "ensemble":
+      found = [judge for workdir in sources for judge in load_members(workdir)]
+    else:
+      found = [load(workdir) for workdir in sources]
+    of_term = [_member(name, judge, config, references, mesh) for judge in found]
+    terms += _terms(name, config, of_term, prompts_source)
   return terms, judges
+
+
+def _checked(judge: workspace.Loaded, policy: workspace.Loaded, workdir: str) -> workspace.Loaded:
+  if judge.head is None:
+    raise InputError(f"{workdir} is not a reward model")
+  workspace.same_vocabulary(policy, judge, workdir)
+  return judge
 
 
 class _Remembered:

@@ -73,6 +73,12 @@ def load_members(
   )
 
 
+def member_count(init: str) -> int:
+  """How many reward models the workdir `init` holds, without loading any."""
+  description = workdir.read_json(pathlib.Path(init) / "model.json")
+  return (description.get("head") or {}).get("members") or 1
+
+
 def _averaged(members: list[Loaded], init: str) -> Loaded:
   """WARM: the reward model of the mean weights, heads included (Rame et al. 2024, 2401.12187)."""
   first = members[0]

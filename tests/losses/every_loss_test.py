@@ -13,8 +13,10 @@ import pytest
 from align_jax import losses
 
 ELSEWHERE = {  # have tests of their own
+  "all_pairs_loss",
   "cispo_loss",
   "cross_entropy_loss",
+  "decorrelation_loss",
   "gspo_loss",
   "gspo_token_loss",
   "kl_loss",
@@ -22,6 +24,7 @@ ELSEWHERE = {  # have tests of their own
   "ppo_policy_loss",
   "ppo_value_loss",
   "reinforce_loss",
+  "thurstone_loss",
 }
 CASES = [
   ("dpo_loss", {"beta": 0.5}),

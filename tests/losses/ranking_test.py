@@ -28,6 +28,7 @@ def test_all_pairs_against_a_loop_over_pairs(smoothing):
   rng = np.random.default_rng(0)
   rewards = rng.normal(size=(40, 5)).astype(np.float32)
   ranks = rng.integers(0, 4, (40, 5))
+  ranks[0], ranks[1] = [2, 2, 0, 2, 0], [0, 0, 3, 0, 0]
   expected = [_pairs_by_hand(*row, smoothing) for row in zip(rewards, ranks)]
   found = ranking.all_pairs_loss(rewards, ranks, label_smoothing=smoothing)
   np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
+import scipy.stats
 
 from align_jax.losses import reward
 
@@ -147,3 +148,74 @@ def test_rao_kupper_without_ties_is_bradley_terry():
   np.testing.assert_allclose(wins, reward.bradley_terry_loss(CHOSEN, REJECTED), rtol=1e-6)
   np.testing.assert_allclose(defeats, reward.bradley_terry_loss(REJECTED, CHOSEN), rtol=1e-6)
   np.testing.assert_array_equal(tie, np.inf)
+
+
+def test_thurstone_against_scipy_and_its_share_of_raters():
+  rng = np.random.default_rng(1)
+  means, logs = rng.normal(size=(2, 64)).astype(np.float32), rng.normal(size=(2, 64)) * 0.5
+  share = rng.random(64).astype(np.float32)
+  z = (means[0] - means[1]) / np.sqrt(np.exp(2 * logs[0]) + np.exp(2 * logs[1]))
+  expected = -share * scipy.stats.norm.logcdf(z) - (1 - share) * scipy.stats.norm.logcdf(-z)
+  found = reward.thurstone_loss(*means, *logs, label_prob=share)
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  # Raters drawn from the two normals prefer the first response that often.
+  draws = means[:, :1] + np.exp(logs[:, :1]) * rng.normal(size=(2, 200_000))
+  assert abs(np.mean(draws[0] > draws[1]) - scipy.stats.norm.cdf(z[0])) < 0.005
+
+
+def test_thurstone_learns_how_divided_raters_are():
+  """Of a pair on which all agree and one that is evenly split, only the split one has a wide reward."""
+
+  def loss(p):
+    means, logs = p["mean"], p["log"]
+    votes = np.array([0.98, 0.55], np.float32)
+    return reward.thurstone_loss(means, jnp.zeros(2), logs, logs, label_prob=votes).sum()
+
+  slope = jax.jit(jax.grad(loss))
+  p = {"mean": jnp.ones(2), "log": jnp.zeros(2)}
+  for _ in range(400):
+    gradient = slope(p)
+    p = {"mean": p["mean"], "log": p["log"] - 2.0 * gradient["log"]}
+  z = np.asarray(p["mean"] / (jnp.sqrt(2.0) * jnp.exp(p["log"])))
+  np.testing.assert_allclose(scipy.stats.norm.cdf(z), [0.98, 0.55], atol=5e-3)
+
+
+def test_thurstone_is_finite_far_out():
+  extremes = np.array([-1e4, 1e4, 0.0], np.float32)
+  arguments = (extremes, -extremes, extremes, extremes)
+  value, gradient = jax.value_and_grad(lambda m: reward.thurstone_loss(m, *arguments[1:]).sum())(
+    extremes
+  )
+  assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_decorrelation_against_numpy_with_padding():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(3, 40, 50).astype(np.float32)
+  quality, length = rng.normal(size=(2, 50)) + 0.05 * lengths * np.array([[-1], [1]])
+  expected = abs(np.corrcoef(quality, lengths)[0, 1]) - np.corrcoef(length, lengths)[0, 1]
+  found = reward.decorrelation_loss(quality, length, lengths)
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  padded = [np.append(x, [99.0, -7.0]) for x in (quality, length, lengths)]
+  weight = np.append(np.ones(50), [0, 0])
+  np.testing.assert_allclose(reward.decorrelation_loss(*padded, weight=weight), expected, rtol=1e-4)
+
+
+def test_decorrelation_leads_one_head_to_length_and_the_other_away():
+  lengths = jnp.array([1.0, 2.0, 3.0, 6.0])
+  down = jax.grad(lambda q, r: reward.decorrelation_loss(q, r, lengths), (0, 1))
+  quality, length = jnp.array([0.0, 1.0, 3.0, 4.0]), jnp.array([1.0, 0.0, 2.0, 0.0])
+  before = np.corrcoef(quality, lengths)[0, 1], np.corrcoef(length, lengths)[0, 1]
+  for _ in range(300):
+    of_quality, of_length = down(quality, length)
+    quality, length = quality - 0.1 * of_quality, length - 0.1 * of_length
+  after = np.corrcoef(quality, lengths)[0, 1], np.corrcoef(length, lengths)[0, 1]
+  assert abs(after[0]) < 0.05 < before[0] and after[1] > 0.99 > before[1]
+
+
+@pytest.mark.parametrize("still", [0, 1, 2])
+def test_decorrelation_of_what_does_not_vary(still):
+  arguments = [jnp.arange(4.0), jnp.arange(4.0) ** 2, jnp.array([1.0, 5.0, 2.0, 2.0])]
+  arguments[still] = jnp.ones(4)
+  value, gradient = jax.value_and_grad(reward.decorrelation_loss)(*arguments)
+  assert np.isfinite(value) and np.isfinite(gradient).all()

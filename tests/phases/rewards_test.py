@@ -71,7 +71,7 @@ def _build(prompts=PROMPTS, source="f.jsonl", reward_model=None, reference=None,
     ({"kind": "sentences", "at_most": 0}, "1 <= at_least <= at_most"),
     ({"kind": "length", "target": 0}, "target must be at least 1"),
     ({"kind": "model", "standardise": 1}, "at least 2 responses"),
-    ({"kind": "ensemble", "source": "a", "combine": "mean"}, "two workdirs or more"),
+    ({"kind": "ensemble", "source": "", "combine": "mean"}, "two workdirs or more"),
     ({"kind": "ensemble", "source": "a,a", "combine": "mean"}, "two workdirs or more"),
     ({"kind": "ensemble", "source": "a,b"}, "combine must be one of mean, min, uwo"),
     (
@@ -205,9 +205,9 @@ def judge_folders(tmp_path, tiny_model, monkeypatch):
 
   def load(workdir, mesh, *, dtype):
     loads.append(workdir)
-    return workspace.Loaded(model, params, Tokenizer(), heads[workdir])
+    return (workspace.Loaded(model, params, Tokenizer(), heads[workdir]),)
 
-  monkeypatch.setattr(workspace, "load", load)
+  monkeypatch.setattr(workspace, "load_members", load)
   return types.SimpleNamespace(names=list(heads), heads=heads, loads=loads)
 
 

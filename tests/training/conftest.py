@@ -17,10 +17,10 @@ WIDTH = 8
 class Toy:
   """One head of attention between an embedding and an unembedding, behind the model's interface."""
 
-  def apply(self, variables, *args, method=None):
+  def apply(self, variables, *args, method=None, **named):
     if method == "unembed":
       return args[0] @ variables["params"]["head"]
-    hidden = self._hidden(variables, *args)
+    hidden = self._hidden(variables, *args, **named)
     return hidden if method == "hidden" else hidden @ variables["params"]["head"]
 
   def _hidden(self, variables, tokens, positions=None, segment_ids=None, branch_ids=None):
