@@ -49,13 +49,19 @@ class Pairs:
     """Tokens of the chosen minus those of the rejected."""
     return np.asarray(self.chosen, np.float64) - self.rejected
 
+  @property
+  def settled(self) -> np.ndarray:
+    """Whether either side is labelled the better: of a tie, which is "chosen" says nothing."""
+    return np.asarray(self.label_prob) != 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
   """Accuracy on some of the pairs, a level margin counting half, beside what it is to be read by."""
 
   name: str
-  accuracy: Estimate  # on the labels
+  n: int
+  accuracy: Estimate  # on the labels, pairs labelled as ties left out
   longer: Estimate  # of preferring the longer
   votes: Estimate | None  # agreement with a labeller drawn at random; None without several
   gold: Estimate | None  # the model against the gold preference, gold ties left out
@@ -159,11 +165,12 @@ def group(name: str, pairs: Pairs, rows: npt.ArrayLike | None = None) -> Group:
   margins, gold = pairs.margins[rows], None if pairs.gold is None else pairs.gold[rows]
   p = pairs.label_prob[rows] if pairs.votes else None
   known = p if pairs.probabilities is None else pairs.probabilities[rows]
-  right = length_bias.ahead(margins)
+  right, labelled = length_bias.ahead(margins), pairs.settled[rows]
   return Group(
     name=name,
-    accuracy=statistics.proportion(right),
-    longer=statistics.proportion(length_bias.ahead(pairs.extra[rows])),
+    n=len(margins),
+    accuracy=statistics.proportion(right[labelled]),
+    longer=statistics.proportion(length_bias.ahead(pairs.extra[rows])[labelled]),
     votes=None if p is None else statistics.proportion(right * p + (1 - right) * (1 - p)),
     gold=None if gold is None else gold_accuracy(margins, gold),
     ceiling=None if known is None else float(np.maximum(known, 1 - known).mean()),
@@ -259,12 +266,15 @@ def length(pairs: Pairs, scores: npt.ArrayLike, *, bins: int = 6, seed: int = 0)
   left = _residualised(scores, tokens, prompts, seed)
   margins = left[:, 0] - left[:, 1]
   gold, extra = pairs.gold, pairs.extra
-  close = length_bias.matched(pairs.chosen, pairs.rejected)
+  settled = pairs.settled
+  close = length_bias.matched(pairs.chosen, pairs.rejected) & settled
   gap = functools.partial(length_bias.gold_gap, gold_margins=gold, extra=extra)
   after = fit_on(left, tokens, prompts, slice(None))
   return Length(
     correlation=length_bias.correlation(scores.ravel(), tokens.ravel(), prompts.ravel(), seed=seed),
-    split=length_bias.length_split(pairs.margins, pairs.chosen, pairs.rejected),
+    split=length_bias.length_split(
+      pairs.margins[settled], pairs.chosen[settled], pairs.rejected[settled]
+    ),
     gold_split=None
     if gold is None
     else length_bias.length_split(gold, pairs.chosen, pairs.rejected),
@@ -274,7 +284,7 @@ def length(pairs: Pairs, scores: npt.ArrayLike, *, bins: int = 6, seed: int = 0)
     else gap(_goes_with(gold, pairs.probabilities)).value,
     model_gap=None if gold is None else gap(length_bias.ahead(pairs.margins * np.sign(gold))),
     residual=residual,
-    residual_accuracy=statistics.proportion(length_bias.ahead(margins)),
+    residual_accuracy=statistics.proportion(length_bias.ahead(margins[settled])),
     residual_gold=None if gold is None else gold_accuracy(margins, gold),
     residual_matched=statistics.proportion(length_bias.ahead(margins)[close]),
     residual_correlation=after.correlation,
@@ -300,7 +310,7 @@ def _residualised(scores, tokens, prompts, seed: int) -> np.ndarray:
 
 def length_bins(pairs: Pairs, bins: int) -> tuple[LengthBin, ...]:
   """By how many tokens longer: how often labels, model and gold prefer the longer response."""
-  rows = np.flatnonzero(pairs.extra)
+  rows = np.flatnonzero((pairs.extra != 0) & pairs.settled)
   if not len(rows):
     return ()
   extra, side = np.abs(pairs.extra[rows]), np.sign(pairs.extra[rows])

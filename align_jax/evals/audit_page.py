@@ -213,7 +213,10 @@ def _accuracy(found: Audit) -> Section:
     caption += " The ceiling is the most that any model can agree with such labels, in closed form."
   if whole.votes is not None:
     columns.append("agrees with votes")
-    caption += " Votes are those of labellers drawn at random, so the ceiling is theirs."
+    caption += (
+      " Votes are those of labellers drawn at random, so the ceiling is theirs; a pair whose votes"
+    )
+    caption += " are level has no label."
   if whole.gold is not None:
     columns += ["gold judge on labels", "on gold"]
     caption += " The last columns are the gold judge’s expected agreement with the labels, and the"
@@ -227,7 +230,7 @@ def _accuracy(found: Audit) -> Section:
 
 
 def _group(g: Group, whole: Group) -> list[Cell]:
-  row = [(g.name, ""), (str(g.accuracy.n), ""), share(g.accuracy), share(g.longer)]
+  row = [(g.name, ""), (str(g.n), ""), share(g.accuracy), share(g.longer)]
   if whole.ceiling is not None:
     row.append((_maybe_percent(g.ceiling), ""))
   if whole.votes is not None:

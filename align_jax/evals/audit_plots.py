@@ -30,7 +30,7 @@ def accuracy(found: Audit) -> Figure:
     if not isinstance(row, str):
       _group(axes, place, row, first=place == 0)
   axes.axvline(0.5, color=plots.MUTED, linewidth=1, linestyle=":")
-  names = [row if isinstance(row, str) else f"{row.name} (n = {row.accuracy.n})" for row in rows]
+  names = [row if isinstance(row, str) else f"{row.name} (n = {row.n})" for row in rows]
   axes.set_yticks(range(len(rows)), names)
   for label, row in zip(axes.get_yticklabels(), rows):
     label.set_fontweight("bold" if isinstance(row, str) else "normal")
@@ -45,7 +45,7 @@ def accuracy(found: Audit) -> Figure:
 
 def largest(groups: Sequence[Group]) -> list[Group]:
   """The `_MOST` largest groups, in the order that they had."""
-  kept = sorted(groups, key=lambda g: -g.accuracy.n)[:_MOST]
+  kept = sorted(groups, key=lambda g: -g.n)[:_MOST]
   return [g for g in groups if g in kept]
 
 
@@ -66,6 +66,8 @@ def _group(axes, place: int, row: Group, *, first: bool) -> None:
       [row.ceiling], [place], "|", color=plots.INK, markersize=12, markeredgewidth=1.6,
       label=label("ceiling"),
     )  # fmt: skip
+  if not row.accuracy.n:
+    return
   axes.plot([row.longer.value], [place], "x", color=plots.MUTED, label=label("“longer wins”"))
   _bar(axes, row.accuracy, place, _MODEL, _MARK, label("scorer"))
   if row.gold is not None:

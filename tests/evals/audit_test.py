@@ -72,7 +72,12 @@ def test_votes_are_agreed_with_at_random_and_their_ceiling_is_the_majority():
   assert found.ceiling == pytest.approx(share.mean())
   by = audit.by_agreement(pairs)
   assert [g.name for g in by] == ["50 %", "67 %", "100 %"]
-  assert [g.accuracy.n for g in by] == [30, 60, 30]
+  assert [g.n for g in by] == [30, 60, 30]
+  assert [g.accuracy.n for g in by] == [
+    0,
+    60,
+    30,
+  ] and found.accuracy.n == 90  # of ties none is right
   assert audit.by_agreement(dataclasses.replace(pairs, votes=False)) == ()
 
 
