@@ -53,7 +53,7 @@ def get_config(which: str = "") -> config_dict.ConfigDict:
   )
   config.rl = _rl()
   config.rl_runs = _rl_runs()
-  config.rl_window = 5  # iterations a point
+  config.rl_window = 3  # iterations a point
   config.rl_fit_share = 0.6  # of the largest distance; the law predicts the rest
   config.start_samples = 2048  # of the policy on the prompts of rl
   config.processes = 2  # on this machine, each with cores of its own
@@ -73,8 +73,8 @@ def _arms() -> dict:
 def _rl():
   config = ppo.get_config()
   config.model.init, config.reward_model = "policy", "proxy"
-  config.optimizer.update(learning_rate=1e-3, schedule="constant")
-  config.loop = common.loop(100)
+  config.optimizer.update(learning_rate=2e-3, schedule="constant")
+  config.loop = common.loop(60)
   config.rewards = config_dict.create(
     proxy=dict(kind="model", weight=1.0, standardise=512),
     gold=dict(kind="gold", weight=0.0),  # logged, never learned from

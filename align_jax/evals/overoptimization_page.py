@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import statistics
 
 from align_jax.evals import overoptimization_plots, plots, report, results
 from align_jax.evals.overoptimization import Extrapolation, Fit
@@ -72,7 +73,17 @@ def _ladder(found: Report, arm: str) -> str:
   gains = ", ".join(
     f"{report.signed(c.peak.gain.value)} at n = {c.peak.n:,} ({c.comparisons:,})" for c in curves
   )
-  return f"{arm}: the highest gold gain (comparisons) is {gains}."
+  last = curves[-1]
+  told = f"{arm}: the highest gold gain (comparisons) is {gains}"
+  if last.over_less is not None:
+    told += f"; most over fewest comparisons {_difference(last.over_less)}"
+  if last.over_smaller is not None:
+    told += f"; over the smallest size {_difference(last.over_smaller)}"
+  return f"{told}."
+
+
+def _difference(estimate: Estimate) -> str:
+  return f"{report.signed(estimate.value)} ({report.interval(estimate)})"
 
 
 def _laws(found: Report) -> list[str]:
@@ -89,8 +100,9 @@ def _laws(found: Report) -> list[str]:
     wins = sum(e.prefers_its_form for e in tested)
     told.append(
       f"Fitted up to n = {found.fit_up_to}, it predicts the rest better than the RL form in {wins} of "
-      f"{len(tested)} curves; its median error there is "
-      f"{report.number(sorted(e.rmse for e in tested)[len(tested) // 2])}."
+      f"{len(tested)} curves; there its median error is "
+      f"{report.number(statistics.median(e.rmse for e in tested))}, and the median of predicted − measured "
+      f"{report.signed(statistics.median(e.bias for e in tested))}."
     )
   return told
 
@@ -133,7 +145,7 @@ def _curves(found: Report) -> Table:
     "up to it, and an AIC difference below 0 is for the law.",
     (
       "proxy", "parameters", "comparisons", "labeller’s T", "seeds", "peak at n", "its √KL", "gain",
-      "seeds’ own", "fall", *_LAW,
+      "seeds’ own", "over fewest comparisons", "over smallest size", "fall", *_LAW,
     ),
     [
       [
@@ -144,6 +156,8 @@ def _curves(found: Report) -> Table:
         (str(c.seeds), ""),
         *_peak(c),
         _seeds(c.seed_peaks),
+        _number(c.over_less, signed=True),
+        _number(c.over_smaller, signed=True),
         _number(c.peak.fall),
         *_law(c.law, c.extrapolation),
       ]

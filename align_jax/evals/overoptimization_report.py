@@ -74,6 +74,8 @@ class Curve:
   law: Fit | None
   extrapolation: Extrapolation | None
   accuracy: Accuracy | None  # mean over seeds; of an ensemble none
+  over_less: Estimate | None  # peak gain over that of the arm's fewest comparisons, paired
+  over_smaller: Estimate | None  # and over that of the smallest size, labels and amount alike
   over_single: Estimate | None  # of an ensemble: at the largest n, over the mean of its members
   error_correlation: float | None  # of its members
   disagreement: Estimate | None  # of its members, over prompts
@@ -187,6 +189,12 @@ def peak_of(gains: Gains) -> Peak:
     rows = gains.gold[places == half]
     fall[places == half] = rows[:, chosen] - rows[:, -1]
   return Peak(points[best].n, points[best].distance, points[best].gold, statistics.mean(fall))
+
+
+def peak_difference(gains: Gains, other: Gains) -> Estimate:
+  """How much higher the peak is, each at its own best n, paired prompt by prompt."""
+  highest, theirs = (g.gold[:, int(np.argmax(g.gold.mean(axis=0)))] for g in (gains, other))
+  return statistics.paired_difference(highest, theirs)
 
 
 def bon_law(gains: Gains, fit_up_to: int, seed: int = 0) -> tuple[Fit | None, Extrapolation | None]:

@@ -70,8 +70,11 @@ class Collector:
 
   def _curve(self, name: str, arm: Arm, comparisons: int) -> report_lib.Curve:
     members = self.config.members(arm, comparisons)
-    by_seed = [self._gains[proxy.name] for proxy in members]
-    gains = report_lib.Gains.mean(by_seed)
+    by_seed, gains = (
+      [self._gains[proxy.name] for proxy in members],
+      self._mean_gains(arm, comparisons),
+    )
+    least, smallest = min(arm.comparisons), self._smallest(arm, comparisons)
     law, extrapolation = report_lib.bon_law(gains, self.config.fit_up_to)
     return report_lib.Curve(
       name=f"{name}-{comparisons}",
@@ -83,10 +86,31 @@ class Collector:
       law=law,
       extrapolation=extrapolation,
       accuracy=self._accuracy(arm, members),
+      over_less=None
+      if comparisons == least
+      else report_lib.peak_difference(gains, self._mean_gains(arm, least)),
+      over_smaller=None
+      if smallest is arm
+      else report_lib.peak_difference(gains, self._mean_gains(smallest, comparisons)),
       over_single=None,
       error_correlation=None,
       disagreement=None,
     )
+
+  def _mean_gains(self, arm: Arm, comparisons: int) -> report_lib.Gains:
+    """Over the arm's seeds."""
+    members = self.config.members(arm, comparisons)
+    return report_lib.Gains.mean([self._gains[proxy.name] for proxy in members])
+
+  def _smallest(self, arm: Arm, comparisons: int) -> Arm:
+    """The arm of the smallest size among those with the same labels and this amount."""
+    alike = [
+      other
+      for other in self.config.arms.values()
+      if other.temperature == arm.temperature and comparisons in other.comparisons
+    ]
+    least = min(alike, key=lambda other: self._parameters(other.size))
+    return arm if self._parameters(least.size) == self._parameters(arm.size) else least
 
   def _facts(self, name: str, arm: Arm, comparisons: int) -> dict:
     return {
@@ -119,7 +143,7 @@ class Collector:
     standard = overoptimization.standardise_members(members)
     combined = rewards.combine_members(standard, ensemble.combine, ensemble.variance_coef)
     gains = report_lib.Gains.of(combined, self.gold, self.config.best_of)
-    single = report_lib.Gains.mean([self._gains[proxy.name] for proxy in proxies])
+    single = self._mean_gains(arm, ensemble.comparisons)
     law, extrapolation = report_lib.bon_law(gains, self.config.fit_up_to)
     correlations = overoptimization.error_correlations(members, self.gold)
     return report_lib.Curve(
@@ -132,6 +156,8 @@ class Collector:
       law=law,
       extrapolation=extrapolation,
       accuracy=None,
+      over_less=None,
+      over_smaller=None,
       over_single=statistics.paired_difference(gains.gold[:, -1], single.gold[:, -1]),
       error_correlation=float(correlations[np.triu_indices(len(members), 1)].mean()),
       disagreement=statistics.mean(overoptimization.disagreement(standard)),

@@ -55,6 +55,14 @@ def test_an_interior_peak_is_told_from_a_rise(gains):
   assert rise.n == 256 and not rise.is_interior and rise.fall.value == 0
 
 
+def test_peaks_are_compared_prompt_by_prompt(gains):
+  """A copy that is worse by 0.2 on every prompt differs by exactly that, whatever prompts differ by."""
+  worse = dataclasses.replace(gains, gold=gains.gold - 0.2 * (np.arange(12) > 0))
+  found = report_lib.peak_difference(gains, worse)
+  assert found.value == pytest.approx(0.2) and found.stderr < 1e-12
+  assert report_lib.peak_difference(gains, gains).value == 0
+
+
 def test_noise_has_no_peak():
   """The control: of a proxy that knows nothing the highest point is luck, and the fall says so.
 
@@ -157,7 +165,8 @@ def made_report(gains):
       name=f"{arm}-{n}", arm=arm, size="s", parameters=25_000, comparisons=n,
       temperature=temperature, seeds=2, combine=None, points=gains.points,
       peak=report_lib.peak_of(gains), seed_peaks=(0.3, 0.4), law=law, extrapolation=extrapolation,
-      accuracy=accuracy, over_single=None, error_correlation=None, disagreement=None,
+      accuracy=accuracy, over_less=None, over_smaller=None, over_single=None,
+      error_correlation=None, disagreement=None,
     )
     for arm, temperature in (("<b>", 0.0), ("noisy", 0.68))
     for n in (100, 400)

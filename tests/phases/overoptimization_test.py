@@ -93,6 +93,24 @@ def test_a_curve_is_the_best_of_its_seeds_choices(finished):
   assert found.start.value == pytest.approx(gold.mean(), abs=1e-6)
 
 
+def test_peaks_are_compared_with_less_data_and_with_the_smallest_size(finished):
+  _, found = finished
+  curves = {c.name: c for c in found.curves}
+  compared = {
+    name: (c.over_less is not None, c.over_smaller is not None) for name, c in curves.items()
+  }
+  assert compared == {
+    "tiny-16": (False, False), "tiny-32": (True, False), "wide-16": (False, True),
+    "noisy-16": (False, False), "noisy-32": (True, False),
+  }  # fmt: skip
+  for name, other, field in (
+    ("tiny-32", "tiny-16", "over_less"),
+    ("wide-16", "tiny-16", "over_smaller"),
+  ):
+    gain = curves[name].peak.gain.value - curves[other].peak.gain.value
+    assert getattr(curves[name], field).value == pytest.approx(gain, abs=1e-9)
+
+
 def test_gold_is_what_its_parts_say_of_the_same_choices(finished):
   """Of one sample: the judge's traits, weighed, give back the gold reward but for what is not shown."""
   _, found = finished
