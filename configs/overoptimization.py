@@ -3,7 +3,7 @@
   python -m experiments.overoptimization --config=configs/overoptimization.py --workdir=runs/gao
 
 Three sizes of proxy on four amounts of comparisons that the gold judge labelled, the same with a labeller
-that errs, an ensemble of five, best-of-n up to 1,024, and PPO at four KL coefficients. `:smoke` is the
+that errs, ensembles of five, best-of-n up to 1,024, and PPO at four KL coefficients. `:smoke` is the
 same in seconds, too small to find anything.
 """
 
@@ -47,7 +47,7 @@ def get_config(which: str = "") -> config_dict.ConfigDict:
   config.ensembles = config_dict.create(
     **{
       f"{labels}-{how}": dict(arm=labels, comparisons=512, combine=how, variance_coef=coef)
-      for labels in ("medium", "noisy")
+      for labels in ("medium", "noisy", "apart")
       for how, coef in (("mean", None), ("min", None), ("uwo", 0.5))
     }
   )
@@ -67,6 +67,9 @@ def _arms() -> dict:
     medium=dict(size="medium", comparisons=AMOUNTS, temperature=0.0, seeds=seeds),
     large=dict(size="large", comparisons=AMOUNTS, temperature=0.0, seeds=(0,)),
     noisy=dict(size="medium", comparisons=AMOUNTS, temperature=NOISY, seeds=seeds),
+    apart=dict(  # as noisy, but no two of them share a trunk or a comparison
+      size="medium", comparisons=(512,), temperature=NOISY, seeds=seeds, independent=True
+    ),
   )
 
 

@@ -12,7 +12,13 @@ from align_jax.evals import best_of_n, overoptimization, results, statistics
 from align_jax.evals import overoptimization_report as report_lib
 from align_jax.phases import overoptimization_steps as steps
 from align_jax.phases import records, workspace
-from align_jax.phases.overoptimization_config import SURE, Arm, Ensemble, OveroptimizationConfig
+from align_jax.phases.overoptimization_config import (
+  SURE,
+  Arm,
+  Ensemble,
+  OveroptimizationConfig,
+  Trunk,
+)
 from align_jax.rl import rewards
 
 
@@ -123,7 +129,7 @@ class Collector:
     }
 
   def _parameters(self, size: str) -> int:
-    scratch = self.config.sft_config(size).model.scratch
+    scratch = self.config.sft_config(Trunk(size)).model.scratch
     vocabulary = len(workspace.tokenizer_of(self.config.sft.model))
     model = models.Transformer(workspace.scratch_config(scratch, vocabulary))
     return sum(math.prod(x.shape) for x in jax.tree.leaves(models.abstract_params(model)))

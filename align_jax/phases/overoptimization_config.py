@@ -15,6 +15,7 @@ TRUNK, POLICY, PROXY = (
   "proxy",
 )  # what a section says where the laboratory fills in
 SURE = 1e-6  # temperature of a labeller that never errs; where gold ties it tosses a coin
+_DRAWS = 1000  # between those of independent proxies
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
@@ -46,7 +47,8 @@ class Arm:
   size: str  # one of config.sizes
   comparisons: tuple[int, ...]
   temperature: float = 0.0  # of the labeller; 0: always the higher gold reward (Gao et al.)
-  seeds: tuple[int, ...] = (0,)  # of head and order; the comparisons are the same for all
+  seeds: tuple[int, ...] = (0,)  # of head and order; trunk and comparisons are the same for all
+  independent: bool = False  # or: every seed on a trunk and on comparisons of its own
 
   def __post_init__(self):
     for name in ("comparisons", "seeds"):
@@ -95,11 +97,29 @@ class Proxy:
   comparisons: int
   temperature: float
   seed: int
+  independent: bool = False
 
   @property
   def name(self) -> str:
     labels = f"t{self.temperature:g}" if self.temperature else "gold"
-    return f"{self.size}-{self.comparisons}-{labels}-s{self.seed}"
+    own = "-own" if self.independent else ""
+    return f"{self.size}-{self.comparisons}-{labels}-s{self.seed}{own}"
+
+  @property
+  def trunk(self) -> "Trunk":
+    return Trunk(self.size, self.seed if self.independent else 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+  """What a size's proxies start from; the seed counts from that of config.sft."""
+
+  size: str
+  seed: int = 0
+
+  @property
+  def name(self) -> str:
+    return f"{self.size}-s{self.seed}" if self.seed else self.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +214,7 @@ class OveroptimizationConfig:
 
   def members(self, of: Arm, comparisons: int) -> list[Proxy]:
     """The arm's proxies at one amount, seed by seed."""
-    return [Proxy(of.size, comparisons, of.temperature, seed) for seed in of.seeds]
+    return [Proxy(of.size, comparisons, of.temperature, seed, of.independent) for seed in of.seeds]
 
   @property
   def proxies(self) -> list[Proxy]:
@@ -203,16 +223,18 @@ class OveroptimizationConfig:
     found = (proxy for arm in arms for n in arm.comparisons for proxy in self.members(arm, n))
     return list(dict.fromkeys(found))
 
-  def sft_config(self, size: str) -> sft.SftConfig:
-    scratch = dataclasses.replace(self.sft.model.scratch, **self.sizes[size])
-    return dataclasses.replace(self.sft, model=dataclasses.replace(self.sft.model, scratch=scratch))
+  def sft_config(self, trunk: Trunk) -> sft.SftConfig:
+    scratch = dataclasses.replace(self.sft.model.scratch, **self.sizes[trunk.size])
+    model = dataclasses.replace(self.sft.model, scratch=scratch)
+    return dataclasses.replace(self.sft, model=model, seed=self.sft.seed + trunk.seed)
 
   def reward_config(self, proxy: Proxy, root: pathlib.Path) -> reward.RewardConfig:
     """The base with the trunk, the labels, the seed and as many steps as the comparisons need."""
     base, world = self.reward, records.parse_world(self.reward.data.train)
     temperature = proxy.temperature or SURE
+    draw = world.draw + (_DRAWS * proxy.seed if proxy.independent else 0)
     train = (
-      f"microworld:seed={world.seed},n={proxy.comparisons},draw={world.draw},split={world.split},"
+      f"microworld:seed={world.seed},n={proxy.comparisons},draw={draw},split={world.split},"
       f"temperature={temperature!r},length_bias={world.length_bias!r},"
       f"agreement_bias={world.agreement_bias!r}"
     )
@@ -220,7 +242,7 @@ class OveroptimizationConfig:
     return dataclasses.replace(
       base,
       seed=proxy.seed,
-      model=dataclasses.replace(base.model, init=str(root / "sft" / proxy.size)),
+      model=dataclasses.replace(base.model, init=str(root / "sft" / proxy.trunk.name)),
       data=dataclasses.replace(base.data, train=train),
       loop=dataclasses.replace(base.loop, steps=steps),
     )

@@ -13,7 +13,7 @@ from align_jax import data, sampling, sharding, worlds
 from align_jax.errors import InputError
 from align_jax.evals import reward_model
 from align_jax.phases import online, records, reward, sft, workers, workspace
-from align_jax.phases.overoptimization_config import OveroptimizationConfig, Proxy
+from align_jax.phases.overoptimization_config import OveroptimizationConfig, Proxy, Trunk
 from align_jax.training import workdir
 
 _WIDTH = 8  # row lengths that are scored are multiples of it: few programs
@@ -28,7 +28,7 @@ class Task:
   folder: pathlib.Path  # whose log.txt it writes
   config: OveroptimizationConfig
   root: pathlib.Path
-  what: Any = None  # a size, a part of the pool, a Proxy, the name of a run
+  what: Any = None  # a Trunk, a part of the pool, a Proxy, the name of a run
 
   @property
   def title(self) -> str:
@@ -281,8 +281,8 @@ def plan(config: OveroptimizationConfig, root: pathlib.Path) -> list[list[Task]]
   def task(kind: str, folder: pathlib.Path, what: Any = None) -> Task:
     return Task(kind, folder, config, root, what)
 
-  used = dict.fromkeys([config.policy, *(proxy.size for proxy in config.proxies)])
-  trunks = [task("sft", root / "sft" / size, size) for size in used]
+  used = dict.fromkeys([Trunk(config.policy), *(proxy.trunk for proxy in config.proxies)])
+  trunks = [task("sft", root / "sft" / trunk.name, trunk) for trunk in used]
   pool = [task("pool", file.parent, part) for part, file in enumerate(parts(config, root))]
   proxies = sorted(config.proxies, key=lambda p: -p.comparisons)
   online_runs = [task("rl", root / "rl" / name, name) for name in config.rl_runs]
@@ -293,7 +293,7 @@ def plan(config: OveroptimizationConfig, root: pathlib.Path) -> list[list[Task]]
 
 def check_folders(config: OveroptimizationConfig, root: pathlib.Path) -> None:
   """Raises InputError where a folder was made with other settings; new sizes, arms and runs are fine."""
-  policy = config_lib.to_dict(config.sft_config(config.policy))
+  policy = config_lib.to_dict(config.sft_config(Trunk(config.policy)))
   drawn = {"seed": config.seed, "policy": policy} | config_lib.to_dict(config.pool)
   workdir.open_workdir(root / "pool", "pool", drawn)
   workdir.open_workdir(root / "proxies", "proxies", {"held_out": config.held_out})

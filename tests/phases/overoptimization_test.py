@@ -1,6 +1,7 @@
 """The over-optimisation laboratory from end to end in small: what it computes, and that it does so once."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from align_jax import sampling, sharding, worlds
 from align_jax.errors import InputError
 from align_jax.evals import overoptimization_report as report_lib
 from align_jax.evals import reward_model
-from align_jax.phases import overoptimization, workers, workspace
+from align_jax.phases import overoptimization, records, workers, workspace
 from align_jax.phases import overoptimization_steps as steps
 from align_jax.phases.overoptimization_config import OveroptimizationConfig
 from configs import overoptimization as overoptimization_config
@@ -185,6 +186,22 @@ def test_proxies_learn_from_the_labels_their_arm_says(finished):
   assert min(gaps) >= 0 and np.mean(np.array(gaps) > 0) > 0.8
 
 
+def test_independent_proxies_share_neither_trunk_nor_comparisons(tmp_path):
+  values = settings()
+  values["arms"]["wide"] |= {"independent": True, "seeds": (0, 1)}
+  config = config_lib.build(OveroptimizationConfig, values)
+  shared, own = (
+    [config.reward_config(proxy, tmp_path) for proxy in config.members(config.arms[arm], 16)]
+    for arm in ("tiny", "wide")
+  )
+  assert len({c.model.init for c in shared}) == len({c.data.train for c in shared}) == 1
+  assert [pathlib.Path(c.model.init).name for c in own] == ["wide", "wide-s1"]
+  first, second = (records.read(c.data.train, "preferences") for c in own)
+  assert first[0].prompt != second[0].prompt
+  trunks = {t.folder.name: config.sft_config(t.what).seed for t in steps.plan(config, tmp_path)[0]}
+  assert trunks == {"tiny": 0, "wide": 0, "wide-s1": 1}
+
+
 def test_an_ensembles_run_learns_from_all_members(finished):
   root, _ = finished
   rewards = json.loads((root / "rl" / "min" / "config.json").read_text())["rewards"]
@@ -240,7 +257,7 @@ def test_another_pool_in_the_same_folder_is_refused(finished):
 
 def test_a_step_that_fails_is_named_and_the_others_are_done(tmp_path, monkeypatch, capsys):
   def fail(task, devices):
-    if task.what == "wide":
+    if task.what.size == "wide":
       raise FloatingPointError("the loss is nan")
     (task.folder / "lineage.json").write_text("{}")
 
@@ -288,4 +305,4 @@ def test_settings_that_cannot_be_are_refused_before_anything_starts(changes, mes
 
 def test_the_full_config_is_one_that_could_run():
   config = config_lib.build(OveroptimizationConfig, overoptimization_config.get_config().to_dict())
-  assert len(config.proxies) == 56 and len(config.rl_runs) == 8
+  assert len(config.proxies) == 61 and len(config.rl_runs) == 8
