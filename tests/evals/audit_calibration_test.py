@@ -77,6 +77,15 @@ def test_the_debiased_squared_error_of_a_wrong_forecaster_is_its_own():
     assert np.mean(draws) == pytest.approx(0.09, abs=3 * np.std(draws) / 300**0.5)
 
 
+def test_bins_of_two_items_are_debiased_too():
+  """A coin called at one half: the plain square is 1/8 in every bin of two, all of it bias."""
+  draws = [
+    lib.squared_error(np.full(40, 0.5), np.random.default_rng(s).random(40) < 0.5, bins=20)
+    for s in range(400)
+  ]
+  assert abs(np.mean(draws)) < 3 * np.std(draws) / 20 < 0.02
+
+
 def test_a_monotone_map_raises_ece_and_leaves_auroc():
   c, y = calibrated(4000, 2)
   before, after = lib.calibration(c, y), lib.calibration(c**2, y)
