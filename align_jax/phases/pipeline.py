@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -43,11 +44,11 @@ class Task:
 
 
 def resolve(value, root: str):
-  """`@name` inside settings becomes `<root>/name`."""
+  """`@name` inside settings becomes `<root>/name`, in lists "@a,@b" and behind "reward:" too."""
   if isinstance(value, dict):
     return {k: resolve(v, root) for k, v in value.items()}
-  if isinstance(value, str) and (value.startswith("@") or ":@" in value):
-    return value.replace("@", f"{root}/", 1)
+  if isinstance(value, str):
+    return re.sub(r"(^|[:,] ?)@", lambda found: f"{found[1]}{root}/", value)
   return value
 
 

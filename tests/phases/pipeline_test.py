@@ -140,3 +140,17 @@ def test_with_lora_on_eight_devices(finished, tmp_path):
   moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), base.params, tuned.params)
   assert moved["layers"]["query"] and not moved["embedding"]
   assert workdir.is_finished(tmp_path / "ppo")
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("@sft", "R/sft"),
+    ("reward:@reward", "reward:R/reward"),
+    ("@a,@b, @c", "R/a,R/b, R/c"),
+    ("average:@a,@b", "average:R/a,R/b"),
+    ("me@home", "me@home"),
+  ],
+)
+def test_names_of_phases_stand_for_their_workdirs(text, expected):
+  assert pipeline.resolve({"x": {"y": text}}, "R") == {"x": {"y": expected}}
