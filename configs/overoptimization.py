@@ -76,8 +76,8 @@ def _arms() -> dict:
 def _rl():
   config = ppo.get_config()
   config.model.init, config.reward_model = "policy", "proxy"
-  config.optimizer.update(learning_rate=2e-3, schedule="constant")
-  config.loop = common.loop(60)
+  config.optimizer.update(learning_rate=5e-4, schedule="constant")
+  config.loop = common.loop(100)
   config.rewards = config_dict.create(
     proxy=dict(kind="model", weight=1.0, standardise=512),
     gold=dict(kind="gold", weight=0.0),  # logged, never learned from
