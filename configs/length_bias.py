@@ -29,7 +29,7 @@ def get_config(start: str = "@sft") -> config_dict.ConfigDict:
   config.reward.model.init = start
   config.reward.data = common.data("labelled", None, length=46, batch_size=32)
   config.reward.loop = common.loop(600)
-  config.debias = config_dict.create(correlation=3.0, orthogonality=1.0)  # of the two-head model
+  config.debias = config_dict.create(correlation=1.0, orthogonality=1.0)  # of the two-head model
   # Advantages are divided by their deviation: the three rewards differ in scale.
   config.online = online.online(batch_size=16, samples_per_prompt=4, steps=40, learning_rate=5e-4)
   config.online.policy_gradient = online.policy_gradient("grpo")

@@ -46,7 +46,8 @@ class EnsembleSection:
 class DebiasSection:
   """Two heads, of which only the one that is blind to length is kept (ODIN, Chen et al. 2024)."""
 
-  correlation: float = 1.0  # weight of |corr(quality, length)| - corr(length head, length)
+  # weight of |corr(quality, length)| - corr(length head, length), between two answers to a prompt
+  correlation: float = 1.0
   orthogonality: float = 1.0  # weight of |w_quality . w_length|
 
   def __post_init__(self):

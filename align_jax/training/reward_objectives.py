@@ -113,18 +113,21 @@ def _spread(scores, batch, settings: PairLoss, head):
 
 
 def _two(scores, batch, settings: PairLoss, head):
-  """ODIN: their sum explains the labels, one is to be blind to length, the other to see it only."""
+  """ODIN: their sum explains the labels, one is to be blind to length, the other to see it only.
+
+  Correlated is what both answers to one prompt have beyond their mean. Over whole rewards, as in the
+  paper, the kept head escapes by varying from prompt to prompt, which no preference constrains.
+  """
   weight = batch["weight"]
   label = losses.bradley_terry_loss(
     scores[:, 0].sum(axis=-1), scores[:, 1].sum(axis=-1), label_prob=batch["label_prob"]
   )
   rewards = scores[..., 0]
-  penalty = losses.decorrelation_loss(
-    rewards.reshape(-1),
-    scores[..., 1].reshape(-1),
-    batch["lengths"].reshape(-1),
-    weight=jnp.repeat(weight, 2),
+  quality, length, lengths = (
+    (x - x.mean(axis=1, keepdims=True)).reshape(-1)
+    for x in (rewards, scores[..., 1], batch["lengths"])
   )
+  penalty = losses.decorrelation_loss(quality, length, lengths, weight=jnp.repeat(weight, 2))
   kernel = head["kernel"]
   angle = jnp.abs(jnp.dot(kernel[:, 0], kernel[:, 1]))
   # A property of the batch, so it travels as that for each pair.

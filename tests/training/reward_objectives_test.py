@@ -128,13 +128,14 @@ def test_one_head_a_labeller_learns_from_that_labellers_votes(judged, toy):
 def test_two_heads_add_up_for_the_labels_and_part_over_length(judged, toy):
   head, (settings, _) = _head(2), RULES["two"]
   scores, batch = _scores(judged, toy, head), judged[0]
-  weight, lengths = np.repeat(batch["weight"], 2), batch["lengths"].reshape(-1)
+  apart = (scores[:, 0] - scores[:, 1]).T  # of the two answers to one prompt, [2, 8]
+  extra = batch["lengths"][:, 0] - batch["lengths"][:, 1]
 
   def correlation(x):
-    c = np.cov(x, lengths, aweights=weight, ddof=0)
-    return c[0, 1] / np.sqrt(c[0, 0] * c[1, 1])
+    w = batch["weight"]
+    return np.sum(w * x * extra) / np.sqrt(np.sum(w * x * x) * np.sum(w * extra * extra))
 
-  penalty = abs(correlation(scores[..., 0].reshape(-1))) - correlation(scores[..., 1].reshape(-1))
+  penalty = abs(correlation(apart[0])) - correlation(apart[1])
   angle = abs(float(np.dot(*np.asarray(head["kernel"]).T)))
   labels = [_bradley_terry(scores[p].sum(-1), q, 0, 0) for p, q in enumerate(np.float32(PROBS))]
   expected = np.dot(batch["weight"], labels) / batch["weight"].sum() + 0.7 * penalty + 0.3 * angle
