@@ -1,4 +1,4 @@
-"""Ranked lists and rated answers as batches; the keyword arguments are `pipeline`'s."""
+"""Ranked lists and rated answers as batches; length, buckets and overlong as in `pipeline`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,24 +17,17 @@ from align_jax.errors import InputError
 def ranking_batches(
   records: Sequence[Ranking] | Mixture,
   tokenizer: Any,
+  plan: Batching,
   *,
   length: int,
-  batch_size: int,
-  seed: int = 0,
-  epochs: int | None = None,
   buckets: Sequence[int] | None = None,
   overlong: str = "truncate",
-  shuffle: bool = True,
-  pad_last: bool = False,
-  shard_index: int = 0,
-  shard_count: int = 1,
 ) -> grain.DatasetIterator:
   """Batches of ranked lists, K slots a prompt, K the longest list's.
 
   Yields tokens, segment_ids int32 [B, K, T], response_mask float32 [B, K, T], ranks int32 [B, K] (0 =
   an empty slot) and weight float32 [B].
   """
-  plan = Batching(batch_size, seed, epochs, shuffle, pad_last, shard_index, shard_count)
 
   def encode(record):
     return encoding.encode_responses(
@@ -69,18 +62,12 @@ def ranking_batches(
 def rating_batches(
   records: Sequence[Rating] | Mixture,
   tokenizer: Any,
+  plan: Batching,
   aspects: Sequence[str],
   *,
   length: int,
-  batch_size: int,
-  seed: int = 0,
-  epochs: int | None = None,
   buckets: Sequence[int] | None = None,
   overlong: str = "truncate",
-  shuffle: bool = True,
-  pad_last: bool = False,
-  shard_index: int = 0,
-  shard_count: int = 1,
 ) -> grain.DatasetIterator:
   """Batches of rated answers, A aspects each.
 
@@ -88,7 +75,6 @@ def rating_batches(
   there is a rating) float32 [B, A], and weight float32 [B]. InputError for an aspect that no record
   rates, or a record that rates none of them.
   """
-  plan = Batching(batch_size, seed, epochs, shuffle, pad_last, shard_index, shard_count)
 
   def encode(record):
     answered = Feedback(record.prompt, record.completion, True, record.weight, record.source)

@@ -31,10 +31,12 @@ def make(config: RewardConfig, mesh) -> RewardBatches:
   workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
 
   def batches(items, seed: int, epochs: int | None = None):
-    options = train.stream_options(config, epochs) | {"seed": seed, "buckets": config.data.buckets}
+    options = train.stream_options(config, epochs) | {"seed": seed}
+    shape = {"length": options.pop("length"), "buckets": config.data.buckets}
+    plan = data.Batching(**options)
     if config.records == "rankings":
-      return data.ranking_batches(items, tokenizer, **options)
-    return data.rating_batches(items, tokenizer, config.aspects, **options)
+      return data.ranking_batches(items, tokenizer, plan, **shape)
+    return data.rating_batches(items, tokenizer, plan, config.aspects, **shape)
 
   return RewardBatches(
     training=_for_members(config, lambda seed: batches(found, seed)),

@@ -35,17 +35,10 @@ def scaled(
   reference: list[data.Rating],
 ) -> RewardHead:
   """The head with the shift and scale (population) that its rewards of the reference have."""
+  rows = min(config.data.batch_size, len(reference))
+  plan = data.Batching(rows, epochs=1, shuffle=False, pad_last=True)
   batches = list(
-    data.rating_batches(
-      reference,
-      loaded.tokenizer,
-      ("",),
-      length=config.data.length,
-      batch_size=min(config.data.batch_size, len(reference)),
-      epochs=1,
-      shuffle=False,
-      pad_last=True,
-    )
+    data.rating_batches(reference, loaded.tokenizer, plan, ("",), length=config.data.length)
   )
   shift, scale = [], []
   for params, reward in workspace.reward_models(loaded.params, trained, config.model.lora, head):

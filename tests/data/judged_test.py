@@ -66,11 +66,8 @@ def _rankings(n):
 
 def test_batches_of_rankings_hold_every_answer_in_its_slot():
   rankings = _rankings(7)
-  batches = list(
-    data.ranking_batches(
-      rankings, TOKENIZER, length=46, batch_size=4, epochs=1, shuffle=False, pad_last=True
-    )
-  )
+  plan = data.Batching(4, epochs=1, shuffle=False, pad_last=True)
+  batches = list(data.ranking_batches(rankings, TOKENIZER, plan, length=46))
   assert [batch["tokens"].shape for batch in batches] == [(4, 4, 46)] * 2
   weights = np.concatenate([batch["weight"] for batch in batches])
   np.testing.assert_array_equal(weights, [*range(1, 8), 0])
@@ -95,25 +92,15 @@ def test_batches_of_ratings_say_what_was_rated():
     data.Rating(p.prompt, WORLD.ideal(p), rated, source=p.source)
     for p, rated in zip(prompts, ratings)
   ]
-  batch = next(
-    data.rating_batches(
-      records,
-      TOKENIZER,
-      ("b", "a"),
-      length=46,
-      batch_size=4,
-      epochs=1,
-      shuffle=False,
-      pad_last=True,
-    )
-  )
+  plan = data.Batching(4, epochs=1, shuffle=False, pad_last=True)
+  batch = next(data.rating_batches(records, TOKENIZER, plan, ("b", "a"), length=46))
   np.testing.assert_array_equal(batch["ratings"][:3], [[-2, 1], [3, 0], [0, 0]])
   np.testing.assert_array_equal(batch["rated"][:3], [[1, 1], [1, 0], [0, 1]])
   np.testing.assert_array_equal(batch["weight"], [1, 1, 1, 0])
   with pytest.raises(InputError, match="no record rates 'z'"):
-    data.rating_batches(records, TOKENIZER, ("z",), length=46, batch_size=2)
+    data.rating_batches(records, TOKENIZER, plan, ("z",), length=46)
   with pytest.raises(InputError, match="field 'ratings' has none of c"):
-    data.rating_batches(records, TOKENIZER, ("c",), length=46, batch_size=2)
+    data.rating_batches(records, TOKENIZER, plan, ("c",), length=46)
 
 
 def test_labels_of_a_pair_read_back_and_do_not_change_the_fingerprint_of_others(tmp_path):
