@@ -131,7 +131,8 @@ def parse_demonstration(row: Row, chat: bool = True) -> Demonstration:
 
 
 def parse_preference(row: Row, chat: bool = True) -> Preference:
-  row.allow("prompt", "chosen", "rejected", "margin", "weight", "label_prob", "labels")
+  # A column "label" is none of ours, and common in public files: no slip for "labels".
+  row.allow("prompt", "chosen", "rejected", "margin", "weight", "label_prob", "labels", "label")
   if row.has("prompt"):
     prompt = parse_prompt_field(row, chat)
     chosen, rejected = _responses(row, prompt)
