@@ -244,8 +244,7 @@ def build(
     return members[workdir]
 
   def load(workdir: str) -> workspace.Loaded:
-    if len(load_members(workdir)) > 1:
-      judges[workdir] = workspace.load(workdir, mesh, dtype=dtype)
+    judges[workdir] = workspace.mean_model(load_members(workdir), workdir)
     return judges[workdir]
 
   if reward_model is not None:

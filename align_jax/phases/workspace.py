@@ -42,7 +42,11 @@ def load(init: str, mesh, *, dtype: str = "float32", remat: str = "none") -> Loa
   if not (pathlib.Path(init) / "model.json").exists():
     model, params = models.load_pretrained(init, dtype="float32", mesh=mesh)
     return Loaded(_compute_as(model, dtype, remat), params, models.load_tokenizer(init))
-  members = load_members(init, mesh, dtype=dtype, remat=remat)
+  return mean_model(load_members(init, mesh, dtype=dtype, remat=remat), init)
+
+
+def mean_model(members: tuple[Loaded, ...], init: str) -> Loaded:
+  """The one model whose reward is the members' mean; InputError where their trunks differ."""
   if len(members) == 1:
     return members[0]
   if any(member.params is not members[0].params for member in members):
