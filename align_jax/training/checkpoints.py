@@ -7,6 +7,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from align_jax.errors import InputError
+from align_jax.training.position import Position
 from align_jax.training.state import abstract_state
 
 
@@ -33,12 +34,12 @@ class Checkpoints:
     """Starts writing; a step that is there already is left alone."""
     if step == self.latest_step:
       return
-    items = {"state": state, "data": data}
+    items = {"state": state, "data": Position(data)}
     self._checkpointer.save_checkpointables_async(step, items, custom_metadata=metadata, force=True)
 
   def restore(self, state, data):
     """The newest state, placed like the one given, with `data` moved to its position."""
-    items = {"state": abstract_state(state), "data": data}
+    items = {"state": abstract_state(state), "data": Position(data)}
     return self._checkpointer.load_checkpointables(None, items)["state"]
 
   def close(self):
