@@ -41,9 +41,10 @@ setuptools.setup(
     "transformers>=5.0",
   ],
   extras_require={
-    "tpu": ["jax[tpu]"],
+    "tpu": ["jax[tpu]", "etils[epath-gcs]>=1.9"],
     "cuda": ["jax[cuda13]"],
     "test": [
+      "hypothesis>=6",
       "ipykernel>=6",
       "nbclient>=0.10",
       "nbformat>=5.10",

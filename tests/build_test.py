@@ -103,7 +103,9 @@ ROOMS = [  # each line may import only what stands on the lines above it
   {"worlds"},
   {"rl"},
   {"evals"},
+  {"scale"},
   {"phases"},
+  {"launch"},
   {"app"},
 ]
 
