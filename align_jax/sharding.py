@@ -92,18 +92,44 @@ def batch_ways(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def put_batch(batch, mesh: Mesh):
-  """Local NumPy rows of every host to one global array each, split along axis 0."""
-  ways = batch_ways(mesh)
+def host_share(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): a batch is `count` equal runs of rows, and this host's devices hold the index-th.
+
+  Hosts that part along other axes only (`context`, `tensor`) hold the same rows and read the same.
+  Raises InputError where the rows of two hosts overlap only in part.
+  """
+  batch_axes = [MESH_AXES.index(axis) for axis in BATCH_AXES]
+  parts = np.moveaxis(mesh.devices, batch_axes, range(len(batch_axes)))
+  held: dict[int, set[int]] = {}
+  for part, devices in enumerate(parts.reshape(batch_ways(mesh), -1)):
+    for device in devices:
+      held.setdefault(device.process_index, set()).add(part)
+  shares = sorted({tuple(sorted(parts)) for parts in held.values()})
+  sizes = {len(share) for share in shares}
+  if len(sizes) > 1 or sum(map(len, shares)) != batch_ways(mesh):
+    raise InputError(
+      f"the mesh {dict(mesh.shape)} over {len(held)} hosts gives them rows of a batch that overlap only in "
+      "part: choose sizes that multiply to whole hosts"
+    )
+  return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
+def put_batch(batch, mesh: Mesh, *, whole: bool = False):
+  """NumPy rows of every host to one global array each, split along axis 0.
+
+  A host gives its share of the rows, or with `whole` all of them, the same as every other host.
+  """
+  ways, count = batch_ways(mesh), 1 if whole else host_share(mesh)[1]
   sharding = batch_sharding(mesh)
 
   def put(x):
     x = np.asarray(x)
-    if (x.shape[0] * jax.process_count()) % ways:
+    rows = x.shape[0] * count
+    if rows % ways:
       raise InputError(
         f"a batch of {x.shape[0]} rows a host cannot be split {ways} ways (data x fsdp)"
       )
-    return jax.make_array_from_process_local_data(sharding, x)
+    return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
 
   return jax.tree.map(put, batch)
 

@@ -53,7 +53,12 @@ class Batching:
     """This host's rows of a global batch, after filling up what the last batch lacks."""
     missing = self.batch_size - len(rows)
     filled = np.concatenate([rows, np.full((missing, *rows.shape[1:]), fill, rows.dtype)])
-    return filled[self.shard_index :: self.shard_count]
+    return self.share(filled)
+
+  def share(self, rows: np.ndarray) -> np.ndarray:
+    """This host's run of the rows of a global batch: those of all hosts in order are the batch."""
+    size = len(rows) // self.shard_count
+    return rows[self.shard_index * size : (self.shard_index + 1) * size]
 
 
 @dataclasses.dataclass(frozen=True)

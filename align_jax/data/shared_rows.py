@@ -124,7 +124,7 @@ class RowBuilder:
       self._write(batch, r, row)
       for name, column in self.columns.items():
         batch[name][r, : len(row)] = column[rows[r]]
-    return {name: x[plan.shard_index :: plan.shard_count] for name, x in batch.items()}
+    return {name: plan.share(x) for name, x in batch.items()}
 
   def _lay(self, pair: int, slot: int) -> Batch:
     """One pair's arrays; `sources` and `last` count from its own first token."""

@@ -117,7 +117,7 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
     workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
   else:
     train.check_pairs(config, mesh)
-  source = _Records.read(config)
+  source = _Records.read(config, mesh)
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   trainable, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
   chunk = config.model.logits_chunk
@@ -175,7 +175,7 @@ class _Records:
   tokenizer: Any
 
   @classmethod
-  def read(cls, config: PreferenceConfig) -> "_Records":
+  def read(cls, config: PreferenceConfig, mesh) -> "_Records":
     kind = "preferences" if config.records == "pairs" else "feedback"
     examples, held_out = records.read_split(config.data, kind, eval_kind="preferences")
     everything = records.all_records(examples)
@@ -184,11 +184,11 @@ class _Records:
     steps = "chosen_step_mask" in config.objective.arrays
     pairs = None
     if config.objective.unpaired:
-      training = train.feedback_batches(config, tokenizer)(examples)
+      training = train.feedback_batches(config, tokenizer, mesh)(examples)
     else:
-      training = train.tokenised_pairs(config, examples, tokenizer, steps=steps)
+      training = train.tokenised_pairs(config, examples, tokenizer, mesh, steps=steps)
     if held_out:
-      pairs = train.tokenised_pairs(config, held_out, tokenizer, epochs=1, steps=steps)
+      pairs = train.tokenised_pairs(config, held_out, tokenizer, mesh, epochs=1, steps=steps)
     return cls(training, pairs, everything, held_out or [], tokenizer)
 
   def training_batches(self, config: PreferenceConfig, mesh, read: Callable | None):

@@ -174,17 +174,18 @@ class _Pass:
 
   def __init__(self, pairs: Pairs, scorer: Scorer):
     edges, ways = pairs.scored_edges, sharding.batch_ways(scorer.mesh)
+    index, count = sharding.host_share(scorer.mesh)
     plan = dataclasses.replace(
       pairs.source.plan,
       batch_size=scorer.batch_size,
-      shard_index=jax.process_index(),
-      shard_count=jax.process_count(),
+      shard_index=index,
+      shard_count=count,
     )
     pairs = dataclasses.replace(pairs, source=dataclasses.replace(pairs.source, plan=plan))
     self.build = RowBuilder(
       pairs,
       row_lengths(pairs.costs),
-      row_multiple=max(1, ways // jax.process_count()),
+      row_multiple=ways // count,
       reference=lambda sequences: [np.arange(edges[s], edges[s + 1]) for s in sequences],
     )
     self.scorer = scorer

@@ -31,7 +31,7 @@ def make(config: RewardConfig, mesh) -> RewardBatches:
   workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
 
   def batches(items, seed: int, epochs: int | None = None):
-    options = train.stream_options(config, epochs) | {"seed": seed}
+    options = train.stream_options(config, mesh, epochs) | {"seed": seed}
     shape = {"length": options.pop("length"), "buckets": config.data.buckets}
     plan = data.Batching(**options)
     if config.records == "rankings":
@@ -50,7 +50,7 @@ def _pairs(config: RewardConfig, found, held_out, tokenizer, mesh) -> RewardBatc
   if config.votes == "heads":
     labellers = votes.labellers_of(records.all_records(found))
   found = _settled(config, found)
-  pairs = _with_columns(config, train.tokenised_pairs(config, found, tokenizer), labellers)
+  pairs = _with_columns(config, train.tokenised_pairs(config, found, tokenizer, mesh), labellers)
 
   def training(seed: int):
     stream = dataclasses.replace(pairs.source.stream, seed=seed)
@@ -61,7 +61,7 @@ def _pairs(config: RewardConfig, found, held_out, tokenizer, mesh) -> RewardBatc
   evaluation = None
   if held_out:
     kept = _settled(config, held_out)
-    tokens = train.tokenised_pairs(config, kept, tokenizer, epochs=1)
+    tokens = train.tokenised_pairs(config, kept, tokenizer, mesh, epochs=1)
     tokens = _with_columns(config, tokens, labellers)
     evaluation = list(train.pair_batches(config, tokens, mesh))
   return RewardBatches(_for_members(config, training), evaluation, found, labellers)

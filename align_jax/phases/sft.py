@@ -36,7 +36,7 @@ def run(config: SftConfig, path: str, devices) -> None:
   train_records, eval_records = records.read_split(section, "demonstrations")
   workspace.check_batch(section.batch_size, config.accumulate, mesh)
   tokenizer = workspace.tokenizer_of(config.model)
-  batches = demonstration_batches(config, tokenizer)
+  batches = demonstration_batches(config, tokenizer, mesh)
   training = batches(train_records)
   held_out = list(batches(eval_records, epochs=1)) if eval_records else None
   loaded = workspace.start(config.model, mesh, seed=config.seed)
@@ -56,11 +56,11 @@ def run(config: SftConfig, path: str, devices) -> None:
   train.run_plan(plan, config, folder, mesh)
 
 
-def demonstration_batches(config: SftConfig, tokenizer):
+def demonstration_batches(config: SftConfig, tokenizer, mesh):
   """`(records, epochs=None) -> iterator` of rows."""
 
   def make(source, epochs: int | None = None):
-    options = train.stream_options(config, epochs)
+    options = train.stream_options(config, mesh, epochs)
     return data.sft_batches(
       source, tokenizer, pack=config.pack, buckets=config.data.buckets, **options
     )

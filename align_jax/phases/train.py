@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 
 from align_jax import data, sharding
@@ -95,8 +94,9 @@ def policy_trainable(loaded: workspace.Loaded, section: ModelSection, mesh, seed
   return adapter, {"base": loaded.params}, loaded.model.clone(lora_scale=section.lora.scale)
 
 
-def stream_options(config, epochs: int | None = None) -> dict[str, Any]:
+def stream_options(config, mesh, epochs: int | None = None) -> dict[str, Any]:
   """How every phase cuts its records into batches; a finite stream keeps the file's order."""
+  index, count = sharding.host_share(mesh)
   return {
     "length": config.data.length,
     "batch_size": config.data.batch_size,
@@ -104,16 +104,16 @@ def stream_options(config, epochs: int | None = None) -> dict[str, Any]:
     "epochs": epochs,
     "shuffle": epochs is None,
     "pad_last": epochs is not None,
-    "shard_index": jax.process_index(),
-    "shard_count": jax.process_count(),
+    "shard_index": index,
+    "shard_count": count,
   }
 
 
 def tokenised_pairs(
-  config, records, tokenizer, *, epochs: int | None = None, steps: bool = False
+  config, records, tokenizer, mesh, *, epochs: int | None = None, steps: bool = False
 ) -> data.Pairs:
   """Preference pairs as tokens; endless and shuffled, or with `epochs` in the file's order."""
-  options = stream_options(config, epochs)
+  options = stream_options(config, mesh, epochs)
   length = options.pop("length")
   return data.tokenise_pairs(
     records, tokenizer, data.Batching(**options), length=length, steps=steps
@@ -125,7 +125,7 @@ def pair_batches(config, pairs: data.Pairs, mesh, *, accumulate: int = 1, refere
   buckets, ways = config.data.buckets, sharding.batch_ways(mesh)
   if config.layout == "padded":
     return data.padded_batches(pairs, config.data.length, buckets=buckets, reference=reference)
-  rows = max(1, accumulate * ways // jax.process_count())
+  rows = accumulate * ways // pairs.source.plan.shard_count
   return data.shared_batches(pairs, buckets=buckets, row_multiple=rows, reference=reference)
 
 
@@ -137,14 +137,14 @@ def check_pairs(config, mesh) -> None:
     raise InputError(f"config.accumulate must be positive, not {config.accumulate}")
 
 
-def feedback_batches(config, tokenizer) -> Callable:
+def feedback_batches(config, tokenizer, mesh) -> Callable:
   """`records -> iterator` of single responses with a thumb up or down; pairs become two each."""
 
   def make(source):
     if isinstance(source, data.Mixture):
       raise InputError("kto takes records of one source, not a mixture")
     feedback = source if isinstance(source[0], data.Feedback) else as_feedback(source)
-    return data.feedback_batches(feedback, tokenizer, **stream_options(config))
+    return data.feedback_batches(feedback, tokenizer, **stream_options(config, mesh))
 
   return make
 
