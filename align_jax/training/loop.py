@@ -70,8 +70,8 @@ def fit(
   stopped.json says {"step": t, "reason"}, and the state is returned: the run is finished.
   """
   checkpoints = Checkpoints(workdir, keep=config.keep)
-  if checkpoints.latest_step is not None:
-    state = checkpoints.restore(state, batches)
+  if (found := checkpoints.restore(state, batches)) is not None:
+    state, _ = found
   t = start = int(state.step)
   log = _Log(name, workdir, config.steps, start, hooks)
   with contextlib.closing(checkpoints), contextlib.closing(log), _stop_requests() as stop:
