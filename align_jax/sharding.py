@@ -1,9 +1,10 @@
 """Where arrays live: logical axis names to mesh axes, all in this file.
 
 Arrays name their axes logically (`batch length embed mlp heads kv_heads head_dim vocab layers rank`);
-`RULES` says which mesh axis each may use.  Mesh axes are `data` (replicas, across slices), `fsdp`
-(weights and batch split) and `tensor` (heads, hidden units).  Axes are of Auto type: the compiler
-propagates shardings, so every jit that *creates* state must be given `out_shardings`.
+`RULES` says which mesh axis each axis of a weight may use, `ACTIVATIONS` that of an activation.  Mesh
+axes are `data` (replicas, across slices), `fsdp` (weights and batch split), `context` (the time of
+long rows) and `tensor` (heads, hidden units).  Axes are of Auto type: the compiler propagates
+shardings, so every jit that *creates* state must be given `out_shardings`.
 """
 
 import dataclasses
@@ -11,12 +12,14 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from align_jax.errors import InputError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")
 BATCH_AXES = ("data", "fsdp")
+_AUTO = (AxisType.Auto,) * len(MESH_AXES)
 
 # Read in order: a dimension takes the first mesh axis listed for its name that is still free in this
 # array and divides it.  An embedding table [vocab, embed] thus becomes P(fsdp, tensor): the other
@@ -29,30 +32,50 @@ RULES = (
   ("heads", "tensor"),
   ("kv_heads", "tensor"),
 )
+ACTIVATIONS = {
+  "batch": BATCH_AXES,
+  "length": "context",
+  "mlp": "tensor",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "vocab": "tensor",
+}
 REPLICATED_NAMES = frozenset({"length", "head_dim", "layers", "rank", None})
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Sizes of the three mesh axes; one of them may be -1, meaning all the devices that are left."""
+  """Sizes of the mesh axes; one of them may be -1, meaning all the devices that are left."""
 
-  data: int = 1
+  data: int = 1  # a multiple of the slices where there are several
   fsdp: int = -1
   tensor: int = 1
+  context: int = 1
 
 
 def make_mesh(config: MeshConfig, devices) -> Mesh:
-  """A mesh over `devices`; raises InputError when the sizes do not multiply to their number."""
-  sizes = [config.data, config.fsdp, config.tensor]
+  """A mesh over `devices`; raises InputError when the sizes do not multiply to their number.
+
+  Over several slices `data` goes across them and every other axis stays within one, where links are
+  fast.
+  """
+  sizes = [getattr(config, axis) for axis in MESH_AXES]
   if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
     raise InputError(f"mesh sizes must be positive, at most one of them -1, not {sizes}")
   known = math.prod(s for s in sizes if s != -1)
   sizes = [len(devices) // known if s == -1 else s for s in sizes]
   if math.prod(sizes) != len(devices):
     raise InputError(
-      f"mesh data x fsdp x tensor = {sizes} does not cover the {len(devices)} devices at hand"
+      f"mesh {' x '.join(MESH_AXES)} = {sizes} does not cover the {len(devices)} devices at hand"
     )
-  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  if slices == 1:
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=_AUTO, devices=devices)
+  if sizes[0] % slices:
+    raise InputError(f"mesh.data = {sizes[0]} must be a multiple of the {slices} slices")
+  within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
+  grid = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+  return Mesh(grid, MESH_AXES, axis_types=_AUTO)
 
 
 def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):
@@ -76,6 +99,24 @@ def tree_shardings(axes_tree, abstract_tree, mesh: Mesh):
     abstract_tree,
     axes_tree,
   )
+
+
+def activation_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):
+  """The PartitionSpec of an activation; an axis that does not divide evenly is left whole."""
+  spec = []
+  for name, size in zip(axes, shape, strict=True):
+    split = ACTIVATIONS.get(name)
+    names = (split,) if isinstance(split, str) else split or ()
+    spec.append(split if size % math.prod(mesh.shape[n] for n in names) == 0 else None)
+  return PartitionSpec(*spec)
+
+
+def constrain(x, mesh: Mesh | None, axes: tuple[str | None, ...]):
+  """x, held to where an activation with these logical axes belongs; as it is without a mesh."""
+  if mesh is None or mesh.size == 1:
+    return x
+  placed = NamedSharding(mesh, activation_spec(axes, x.shape, mesh))
+  return jax.lax.with_sharding_constraint(x, placed)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -31,7 +31,7 @@ def load_pretrained(folder_or_name: str, *, dtype: str | None = None, mesh=None)
     source = safetensors_files.Folder(path)
     layout.check(config, source)
     dtype = dtype or source.dtype("model.embed_tokens.weight")
-  model = Transformer(dataclasses.replace(config, dtype=dtype, param_dtype=dtype))
+  model = Transformer(dataclasses.replace(config, dtype=dtype, param_dtype=dtype), mesh=mesh)
   return model, layout.assemble(model, source, mesh)
 
 

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax.models import attention
+from align_jax import sharding
+from align_jax.models import attention, context_attention
 from align_jax.models.config import ModelConfig
 
 SITES = frozenset(
@@ -48,7 +49,8 @@ class Context(NamedTuple):
 
   positions: jax.Array  # [B or 1, T]
   tables: tuple  # rotary (cos, sin)
-  masks: tuple
+  masks: tuple | None  # None: `rows` say the same without a [T, T] array
+  rows: attention.Rows | None
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -88,6 +90,7 @@ class Block(nn.Module):
 
   config: ModelConfig
   lora_scale: float
+  mesh: jax.sharding.Mesh | None  # what activations are split over, see `sharding.constrain`
 
   @nn.compact
   def __call__(self, x: jax.Array, layer, context: Context):
@@ -96,11 +99,11 @@ class Block(nn.Module):
     y = self._attention(self._norm("attention_norm", x), layer, context)
     if c.post_norms:
       y = self._norm("attention_post_norm", y)
-    x = self._site("resid_mid", x + self._site("attention_out", y))
+    x = self._site("resid_mid", self._residual(x + self._site("attention_out", y)))
     y = self._mlp(self._norm("mlp_norm", x))
     if c.post_norms:
       y = self._norm("mlp_post_norm", y)
-    return self._site("resid_post", x + self._site("mlp_out", y)), None
+    return self._site("resid_post", self._residual(x + self._site("mlp_out", y))), None
 
   def _attention(self, x, layer, context):
     c = self.config
@@ -108,24 +111,47 @@ class Block(nn.Module):
     q, k, v = (self._project(name, x) for name in ("query", "key", "value"))
     if c.qk_norm:
       q, k = self._norm("query_norm", q), self._norm("key_norm", k)
-    table, mask = (_choose(local, pair) for pair in (context.tables, context.masks))
+    table = _choose(local, context.tables)
     q, k = attention.rotate(q, table), attention.rotate(k, table)
     cached = self.has_variable("cache", "keys")
     if cached:
       k, v = self._remember(index, context.positions, keys=k, values=v)
     q = q.reshape(*q.shape[:2], c.num_kv_heads, -1, c.head_dim)
-    scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
-    probs = attention.attention_probs(
-      q, k, mask, scale=scale, softcap=c.attention_softcap, heads_first=cached
-    )
-    heads = attention.attend(self._site("attention_probs", probs), v, heads_first=cached)
+    if context.masks is None:
+      heads = self._attend_rows(q, k, v, local, context.rows)
+    else:
+      heads = self._attend(q, k, v, _choose(local, context.masks), heads_first=cached)
     heads = self._site("attention_heads", heads.reshape(*x.shape[:2], c.num_heads, c.head_dim))
     return self._project("out", heads)
+
+  def _attend(self, q, k, v, mask, *, heads_first):
+    c = self.config
+    probs = attention.attention_probs(
+      q, k, mask, scale=c.query_scale, softcap=c.attention_softcap, heads_first=heads_first
+    )
+    return attention.attend(self._site("attention_probs", probs), v, heads_first=heads_first)
+
+  def _attend_rows(self, q, k, v, local, rows):
+    c, mesh = self.config, context_attention.ambient(self.mesh)
+    impl = context_attention.choose(c.attention_impl, q.shape[1], mesh)
+
+    def attend(window):
+      return context_attention.attend(
+        q, k, v, rows, window, impl=impl, mesh=mesh, scale=c.query_scale, softcap=c.attention_softcap
+      )
+
+    if len(set(c.windowed)) > 1:
+      return jax.lax.cond(local, lambda: attend(c.sliding_window), lambda: attend(None))
+    return attend(c.sliding_window if c.windowed[0] else None)
 
   def _mlp(self, x):
     gate, up = self._project("gate", x), self._project("up", x)
     gate = jax.nn.silu(gate) if self.config.activation == "silu" else jax.nn.gelu(gate)
-    return self._project("down", self._site("mlp_hidden", gate * up))
+    hidden = sharding.constrain(gate * up, self.mesh, ("batch", "length", "mlp"))
+    return self._project("down", self._site("mlp_hidden", hidden))
+
+  def _residual(self, x: jax.Array) -> jax.Array:
+    return sharding.constrain(x, self.mesh, ("batch", "length", "embed"))
 
   def _project(self, name: str, x: jax.Array) -> jax.Array:
     """x W + scale (x A) B (+ bias); the last axes of x are W's input."""
@@ -134,7 +160,12 @@ class Block(nn.Module):
     std = np.prod(inputs) ** -0.5 * ((2 * c.num_layers) ** -0.5 if name in ("out", "down") else 1)
     init = nn.with_logical_partitioning(nn.initializers.normal(std), in_axes + out_axes)
     weight = self.param(name, init, inputs + outputs, jnp.dtype(c.param_dtype))
-    y = linear(x, weight.astype(dtype), outputs)
+    weight = weight.astype(dtype)
+    if not self.has_variable("cache", "keys"):
+      # Gathered over fsdp layer by layer, in the type of the computation. Not while decoding: there
+      # the activations are smaller than the weights.
+      weight = sharding.constrain(weight, self.mesh, in_axes + out_axes)
+    y = linear(x, weight, outputs)
     if self.has_variable("lora", name):
       adapter = self.get_variable("lora", name)
       low = linear(x, adapter["a"].astype(dtype), adapter["a"].shape[-1:])
@@ -173,6 +204,7 @@ class Transformer(nn.Module):
 
   config: ModelConfig
   lora_scale: float = 1.0
+  mesh: jax.sharding.Mesh | None = None  # holds activations to their places on it; None: on one device
 
   def setup(self):
     c = self.config
@@ -198,7 +230,7 @@ class Transformer(nn.Module):
       in_axes=(0, nn.broadcast),
       length=c.num_layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
-    )(c, self.lora_scale)
+    )(c, self.lora_scale, self.mesh)
 
   def __call__(self, tokens, positions=None, segment_ids=None, branch_ids=None) -> jax.Array:
     """Logits [B, T, V] float32 of tokens [B, T] int32.
@@ -217,6 +249,7 @@ class Transformer(nn.Module):
     x = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(c.dtype))
     if c.scale_embeddings:
       x = x * jnp.asarray(c.embed_dim**0.5, x.dtype)
+    x = sharding.constrain(x, self.mesh, ("batch", "length", "embed"))
     context = self._context(tokens, positions, segment_ids, branch_ids)
     layers = (jnp.arange(c.num_layers), jnp.asarray(c.windowed))
     x, _ = self.layers(x, layers, context)
@@ -229,6 +262,8 @@ class Transformer(nn.Module):
     flat, table = hidden.reshape(-1, c.embed_dim), table.astype(hidden.dtype)
     logits = jnp.dot(flat, table, preferred_element_type=jnp.float32)
     logits = logits.reshape(*hidden.shape[:-1], c.vocab_size)
+    places = ("batch", *[None] * (hidden.ndim - 2), "vocab")
+    logits = sharding.constrain(logits, self.mesh, places)
     if c.logit_softcap is not None:
       logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
     return logits
@@ -245,6 +280,7 @@ class Transformer(nn.Module):
       positions = jnp.arange(length)[None]
     if slots is not None:
       positions = jnp.broadcast_to(positions, tokens.shape)
+    whole = slots is None and self._sees_rows(length)
 
     def mask(window):
       if slots is not None:
@@ -261,7 +297,19 @@ class Transformer(nn.Module):
       tables = table(c.rope_theta, c.rope_scaling), None
     else:
       tables = _pair(c, table, (c.rope_theta, c.rope_scaling), (c.rope_local_theta, None))
-    return Context(positions, tables, _pair(c, mask, (None,), (c.sliding_window,)))
+    if whole:
+      places = jnp.arange(length)[None]
+      rows = attention.Rows(places, positions, segment_ids, branch_ids)
+      return Context(positions, tables, None, rows)
+    return Context(positions, tables, _pair(c, mask, (None,), (c.sliding_window,)), None)
+
+  def _sees_rows(self, length: int) -> bool:
+    """Whether attention needs no [T, T] array; the site attention_probs is one, so xla serves it."""
+    edited = "attention_probs" in self.variables.get("edits", {}).get("layers", {})
+    if edited or self.is_mutable_collection("taps"):
+      return False
+    mesh = context_attention.ambient(self.mesh)
+    return context_attention.choose(self.config.attention_impl, length, mesh) != "xla"
 
   def _cache_slots(self) -> int | None:
     cache = self.variables.get("cache", {})

@@ -41,7 +41,7 @@ def load(init: str, mesh, *, dtype: str = "float32", remat: str = "none") -> Loa
     return _averaged([m for part in sources for m in load_members(part, mesh, dtype=dtype)], init)
   if not (pathlib.Path(init) / "model.json").exists():
     model, params = models.load_pretrained(init, dtype="float32", mesh=mesh)
-    return Loaded(_compute_as(model, dtype, remat), params, models.load_tokenizer(init))
+    return Loaded(compute_as(model, mesh, dtype, remat), params, models.load_tokenizer(init))
   return mean_model(load_members(init, mesh, dtype=dtype, remat=remat), init)
 
 
@@ -69,7 +69,7 @@ def load_members(
     raise InputError(f"{init} is a run that has not finished: run its command again first")
   description = workdir.read_json(folder / "model.json")
   config = config_lib.build(models.ModelConfig, description["model"], "model")
-  model = _compute_as(models.Transformer(config), dtype, remat)
+  model = compute_as(models.Transformer(config), mesh, dtype, remat)
   tokenizer = models.load_tokenizer(str(folder / "tokenizer"))
   return tuple(
     Loaded(model, params, tokenizer, head, step)
@@ -156,7 +156,7 @@ def start(section: ModelSection, mesh, *, seed: int) -> Loaded:
     return loaded
   tokenizer = _scratch_tokenizer(section.scratch)
   config = scratch_config(section.scratch, len(tokenizer))
-  model = _compute_as(models.Transformer(config), section.dtype, section.remat)
+  model = compute_as(models.Transformer(config), mesh, section.dtype, section.remat)
   init = jax.jit(
     lambda key: models.init_params(model, key), out_shardings=param_shardings(model, mesh)
   )
@@ -212,12 +212,13 @@ def same_vocabulary(policy: Loaded, other: Loaded, name: str):
     raise InputError(f"{name} has another vocabulary than the policy: it cannot score its tokens")
 
 
-def _compute_as(model, dtype: str, remat: str):
+def compute_as(model, mesh, dtype: str, remat: str):
+  """The module with activations of that type, rematerialised so, and split over the mesh."""
   try:
     config = dataclasses.replace(model.config, dtype=dtype, remat=remat)
   except ValueError as error:
     raise InputError(f"model: {error}") from error
-  return model.clone(config=config)
+  return model.clone(config=config, mesh=mesh)
 
 
 def param_shardings(model, mesh):
