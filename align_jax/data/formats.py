@@ -32,7 +32,10 @@ def alpaca_eval(row: Row) -> Row:
 def oasst_rankings(row: Row) -> Row:
   """A prompt, `history` [[question, reply], ...] before it, and `ranked_outputs`, the best first."""
   messages: list[dict[str, str]] = []
-  for i, turn in enumerate(row.fields.get("history") or ()):
+  history = row.fields.get("history")
+  if history is not None and not isinstance(history, list):
+    raise row.error("history", "must be a list of questions and their replies")
+  for i, turn in enumerate(history or ()):
     if not isinstance(turn, list) or len(turn) != 2:
       raise row.error(f"history[{i}]", "must be a question and its reply")
     question, reply = turn

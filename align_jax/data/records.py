@@ -213,7 +213,7 @@ def write(path: str, records: Sequence[Record]) -> None:
   """Writes records as JSON Lines that the readers above read back."""
   with (gzip.open if str(path).endswith(".gz") else open)(path, "wt", encoding="utf-8") as file:
     for record in records:
-      file.write(json.dumps(to_row(record), ensure_ascii=False) + "\n")
+      file.write(json.dumps(to_row(record), ensure_ascii=False, default=str) + "\n")
 
 
 def fingerprint(records: Sequence[Record]) -> str:
@@ -221,7 +221,8 @@ def fingerprint(records: Sequence[Record]) -> str:
   digest = hashlib.sha256()
   for record in records:
     row = [type(record).__name__, to_row(record)]
-    digest.update(json.dumps(row, sort_keys=True, ensure_ascii=True).encode() + b"\n")
+    text = json.dumps(row, sort_keys=True, ensure_ascii=True, default=str)  # Parquet has dates too
+    digest.update(text.encode() + b"\n")
   return digest.hexdigest()
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from align_jax.data.transcripts import ROLES, Message
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Row:
   fields: dict[str, Any]
 
   def error(self, name: str, complaint: str) -> InputError:
-    return InputError(f"{self.source}: field '{name}' {complaint}")
+    return InputError(f"{self.source}: field '{one_line(name)}' {one_line(complaint, 400)}")
 
   def has(self, name: str) -> bool:
     return self.fields.get(name) is not None
@@ -33,7 +33,7 @@ class Row:
   def required(self, name: str) -> Any:
     if self.has(name):
       return self.fields[name]
-    found = ", ".join(f"'{key}'" for key in self.fields) or "none"
+    found = one_line(", ".join(f"'{key}'" for key in self.fields) or "none")
     raise self.error(name, f"is missing (fields found: {found}; `columns` can rename them)")
 
   def text(self, name: str) -> str:
@@ -74,22 +74,28 @@ class Row:
   def _number(self, name: str, value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
       raise self.error(name, f"must be a number, not {_kind(value)}")
+    try:
+      value = float(value)
+    except OverflowError as error:  # a whole number of more than 308 digits
+      raise self.error(name, "is too large") from error
     if not math.isfinite(value):
       raise self.error(name, f"must be finite, not {value}")
     if not low <= value <= high:
       bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"at least {low:g}"
-      raise self.error(name, f"must be {bounds}, not {value}")
-    return float(value)
+      raise self.error(name, f"must be {bounds}, not {value:g}")
+    return value
 
   def choice(self, name: str, meanings: dict[Any, Any]) -> Any:
     """What a value stands for, where only some are known."""
     value = self.required(name)
-    if isinstance(value, bool) or value not in meanings:
-      raise self.error(name, f"must be one of {', '.join(map(str, meanings))}, not {value!r}")
+    if not isinstance(value, int | float | str) or isinstance(value, bool) or value not in meanings:
+      raise self.error(name, f"must be one of {', '.join(map(str, meanings))}, not {_shown(value)}")
     return meanings[value]
 
   def mapping(self, name: str) -> dict[str, Any]:
-    value = self.fields.get(name) or {}
+    value = self.fields.get(name)
+    if value is None:
+      return {}
     if not isinstance(value, dict):
       raise self.error(name, f"must be an object, not {_kind(value)}")
     return value
@@ -114,7 +120,8 @@ class Row:
       if not isinstance(value[key], str):
         raise self.error(f"{name}.{key}", f"must be a string, not {_kind(value[key])}")
     if value["role"] not in ROLES:
-      raise self.error(f"{name}.role", f"must be one of {', '.join(ROLES)}, not '{value['role']}'")
+      known = ", ".join(ROLES)
+      raise self.error(f"{name}.role", f"must be one of {known}, not {_shown(value['role'])}")
     return {"role": value["role"], "content": value["content"]}
 
 
@@ -126,6 +133,14 @@ def _kind(value: Any) -> str:
     bool: "a boolean",
     type(None): "null",
   }
-  return names.get(
-    type(value), f"the number {value}" if isinstance(value, int | float) else "bytes"
-  )
+  if type(value) in names:
+    return names[type(value)]
+  return f"the number {_shown(value)}" if isinstance(value, int | float) else type(value).__name__
+
+
+def _shown(value: Any) -> str:
+  """A value as a complaint repeats it; a number may have more digits than Python will write."""
+  try:
+    return one_line(repr(value), 60)
+  except (ValueError, RecursionError):
+    return "one that is too large to show"

@@ -1,5 +1,6 @@
 """Where rows come from: JSON Lines (or .gz), Parquet, folders of them, the Hugging Face hub."""
 
+import codecs
 import difflib
 import gzip
 import json
@@ -11,11 +12,12 @@ from typing import Any, TypeVar
 
 from align_jax.data import formats
 from align_jax.data.rows import Row
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 
 T = TypeVar("T")
 Columns = Mapping[str, str | tuple[str, ...]] | str | None
 
+_DEEPEST = 100  # objects and lists inside each other
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 FIELDS = (
   "messages", "prompt", "completion", "text", "chosen", "rejected", "label", "margin", "weight",
@@ -49,7 +51,7 @@ def read(
     raise InputError(f"invalid must be 'raise' or 'skip', not '{invalid}'")
   ours = _reader_of(columns, carries)
   records, bad = [], []
-  for row in rows(path):
+  for row in rows(path, bad if invalid == "skip" else None):
     try:
       records.append(parse(ours(row), chat))
     except InputError as error:
@@ -64,13 +66,22 @@ def read(
   return records
 
 
-def rows(path: str) -> Iterator[Row]:
-  """The rows of a file, of every data file of a folder in order of name, or of a hub split."""
+def rows(path: str, bad: list[str] | None = None) -> Iterator[Row]:
+  """The rows of a file, of every data file of a folder in order of name, or of a hub split.
+
+  A line that is no row raises InputError, or leaves its complaint in `bad`; a file that cannot be read
+  to its end always raises.
+  """
   for name, file in _files(str(path)):
     count = 0
     for line, fields in _parquet(name, file) if file.suffix == ".parquet" else _jsonl(name, file):
       count += 1
-      yield Row(f"{name}:{line}", fields)
+      if not isinstance(fields, InputError):
+        yield Row(f"{name}:{line}", fields)
+      elif bad is None:
+        raise fields
+      else:
+        bad.append(str(fields))
     if not count:
       raise InputError(f"{name}: the file is empty")
 
@@ -120,15 +131,30 @@ def _in_split(file: str, folder: str, split: str) -> bool:
   return split in parts[:-1] or stem == split or stem.startswith(split + "-")
 
 
-def _jsonl(name: str, file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+Fields = dict[str, Any] | InputError
+
+
+def _jsonl(name: str, file: pathlib.Path) -> Iterator[tuple[int, Fields]]:
   line = 0
   try:
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
       for line, text in enumerate(lines, start=1):
+        text = text.removeprefix(codecs.BOM_UTF8) if line == 1 else text
         if text.strip():
-          yield line, _object(f"{name}:{line}", text)
+          yield line, _object_or_error(f"{name}:{line}", text)
   except (OSError, EOFError, zlib.error) as error:
-    raise InputError(f"{name}:{line + 1}: the file cannot be read further ({error})") from error
+    raise _unreadable(f"{name}:{line + 1}", error) from error
+
+
+def _unreadable(source: str, error: Exception) -> InputError:
+  return InputError(f"{source}: the file cannot be read further ({one_line(error)})")
+
+
+def _object_or_error(source: str, text: bytes) -> Fields:
+  try:
+    return _object(source, text)
+  except InputError as error:
+    return error
 
 
 def _object(source: str, text: bytes) -> dict[str, Any]:
@@ -137,7 +163,7 @@ def _object(source: str, text: bytes) -> dict[str, Any]:
     if len(fields) < len(pairs):
       names = [key for key, _ in pairs]
       twice = next(key for key in names if names.count(key) > 1)
-      raise InputError(f"{source}: field '{twice}' appears twice")
+      raise InputError(f"{source}: field '{one_line(twice)}' appears twice")
     return fields
 
   try:
@@ -146,12 +172,38 @@ def _object(source: str, text: bytes) -> dict[str, Any]:
     raise InputError(f"{source}: not UTF-8 text ({error.reason})") from error
   except json.JSONDecodeError as error:
     raise InputError(f"{source}: invalid JSON ({error.msg} at column {error.colno})") from error
+  except RecursionError as error:
+    raise InputError(f"{source}: nested too deeply") from error
+  except InputError:
+    raise
+  except ValueError as error:  # a whole number of more digits than Python reads
+    raise InputError(f"{source}: invalid JSON ({one_line(error)})") from error
   if not isinstance(fields, dict):
     raise InputError(f"{source}: a row must be a JSON object, not {type(fields).__name__}")
+  _check_usable(source, text, fields)
   return fields
 
 
-def _parquet(name: str, file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _check_usable(source: str, text: bytes, fields: dict[str, Any]) -> None:
+  """What JSON can say and nothing after it can hold: half characters, and objects without a bottom."""
+  if text.count(b"[") + text.count(b"{") > _DEEPEST and _depth(fields) > _DEEPEST:
+    raise InputError(f"{source}: nested too deeply")
+  if b"\\ud" in text.lower():
+    try:
+      json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+      raise InputError(f"{source}: half of a character (\\ud800 to \\udfff, alone)") from error
+
+
+def _depth(value: Any) -> int:
+  level, depth = [value], 0
+  while level and depth <= _DEEPEST:
+    inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+    level, depth = [x for values in inner for x in values], depth + 1
+  return depth
+
+
+def _parquet(name: str, file: pathlib.Path) -> Iterator[tuple[int, Fields]]:
   import pyarrow
   import pyarrow.parquet
 
@@ -162,8 +214,8 @@ def _parquet(name: str, file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any
         for fields in batch.to_pylist():
           row += 1
           yield row, fields
-  except (OSError, pyarrow.ArrowException) as error:
-    raise InputError(f"{name}:{row + 1}: the file cannot be read further ({error})") from error
+  except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
+    raise _unreadable(f"{name}:{row + 1}", error) from error
 
 
 def _reader_of(columns: Columns, carries: bool) -> Callable[[Row], Row]:
