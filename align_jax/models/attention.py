@@ -1,6 +1,7 @@
 """Rotary positions and grouped-query attention, as functions of arrays."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,15 @@ import numpy as np
 from align_jax.models.config import RopeScaling
 
 MASKED = -1e30  # finite: a row that sees nothing softmaxes to something, not to NaN
+
+
+class Rows(NamedTuple):
+  """What decides who sees whom in whole rows, each [B, T] int32; see `sequence_mask`."""
+
+  places: jax.Array  # 0, 1, 2...
+  positions: jax.Array
+  segment_ids: jax.Array | None
+  branch_ids: jax.Array | None
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
@@ -66,6 +76,24 @@ def sequence_mask(
   if segment_ids is not None:
     seen = seen & (segment_ids[:, :, None] == segment_ids[:, None, :])
   return seen[:, None, None]
+
+
+def seen(queries: Rows, keys: Rows, window) -> jax.Array:
+  """`sequence_mask` of any part of the rows, [B, T, S] bool; the window may be a traced number."""
+  pairs = [(q[:, :, None], k[:, None]) for q, k in zip(queries, keys) if q is not None]
+  (place, other), (position, reach) = pairs[:2]
+  mask = place >= other
+  ahead = place - other
+  if queries.branch_ids is not None:
+    branch, theirs = pairs[-1]
+    mask = mask & ((branch == theirs) | (theirs == 0))
+    ahead = position - reach
+  if window is not None:
+    mask = mask & (ahead < window)
+  if queries.segment_ids is not None:
+    segment, theirs = pairs[2]
+    mask = mask & (segment == theirs)
+  return mask
 
 
 def cache_mask(positions: jax.Array, slots: int, window: int | None) -> jax.Array:

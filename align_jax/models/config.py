@@ -5,6 +5,7 @@ import dataclasses
 REMAT = ("none", "dots", "full")
 ACTIVATIONS = ("silu", "gelu_tanh")
 DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION = ("auto", "xla", "splash", "blockwise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,9 @@ class ModelConfig:
   dtype: str = "float32"  # of the computation
   param_dtype: str = "float32"
   remat: str = "none"  # what the backward pass recomputes: none, dots (keeps matmuls), full
-  attention_impl: str = "xla"
+  # Of whole rows: xla (all scores at once), splash (TPU kernel) or blockwise (tiles, any platform);
+  # auto is splash on TPU, blockwise where time is split over the mesh, and xla elsewhere.
+  attention_impl: str = "auto"
 
   def __post_init__(self):
     for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "mlp_dim"):
@@ -77,10 +80,15 @@ class ModelConfig:
       ("remat", REMAT),
       ("dtype", DTYPES),
       ("param_dtype", DTYPES),
-      ("attention_impl", ("xla",)),
+      ("attention_impl", ATTENTION),
     ):
       if getattr(self, name) not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+
+  @property
+  def query_scale(self) -> float:
+    """What q.k is multiplied by."""
+    return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
   @property
   def windowed(self) -> tuple[bool, ...]:
