@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -9,9 +10,13 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from align_jax import config as config_lib
+from align_jax import distributed
 from align_jax.errors import InputError
 
 INPUT_ERROR_STATUS = 2
+NOT_FINITE_STATUS = 1
+INTERRUPTED_STATUS = 130  # as a shell says of Ctrl-C
+RESUME_STATUS = 75  # EX_TEMPFAIL, as in `training.loop`
 
 
 def define_config(config_file: str):
@@ -20,11 +25,6 @@ def define_config(config_file: str):
     return config_flags.DEFINE_config_file(
       "config", config_file, "Settings: a file with get_config(); --config.a.b=c overrides one."
     )
-
-
-DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Join the other hosts of this slice (jax.distributed) before anything else."
-)
 
 
 def define(config_file: str):
@@ -53,23 +53,30 @@ def devices():
 
 
 def run(main: Callable[[], int | None]) -> None:
-  """Runs `main()` behind absl's flags.  An InputError becomes one sentence and exit status 2."""
+  """Runs `main()` behind absl's flags.  An InputError becomes one sentence and exit status 2.
+
+  A loss that is not finite is a sentence and status 1; SIGTERM at any time is status 75, "resume me".
+  """
 
   def guarded(argv):
     if len(argv) > 1:
       raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are given as --config.a.b=c")
     prepare()
-    if DISTRIBUTED.value:
-      import jax
-
-      jax.distributed.initialize()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESUME_STATUS))  # the loop has its own
     try:
+      distributed.join()
       return main()
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
       return INPUT_ERROR_STATUS
+    except FloatingPointError as error:
+      print(f"error: {error}", file=sys.stderr)
+      return NOT_FINITE_STATUS
+    except KeyboardInterrupt:
+      print("interrupted: what was not saved is lost", file=sys.stderr)
+      return INTERRUPTED_STATUS
 
-  app.run(guarded, flags_parser=_parse_flags)
+  app.run(distributed.ending_together(guarded), flags_parser=_parse_flags)
 
 
 def _parse_flags(argv):

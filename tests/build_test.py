@@ -95,6 +95,7 @@ def test_library_code_never_asks_for_devices_or_flags():
 
 ROOMS = [  # each line may import only what stands on the lines above it
   {"errors", "config", "losses"},
+  {"hosts"},
   {"sharding"},
   {"models"},
   {"data"},
@@ -106,6 +107,7 @@ ROOMS = [  # each line may import only what stands on the lines above it
   {"scale"},
   {"phases"},
   {"launch"},
+  {"distributed"},
   {"app"},
 ]
 

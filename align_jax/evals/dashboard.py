@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from align_jax.errors import InputError
@@ -208,6 +209,8 @@ class Live:
       self._draw()
 
   def _draw(self):
+    if jax.process_index() != 0:
+      return
     begin = time.monotonic()
     try:
       write([self._folder])

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from align_jax import data, models, sampling
+from align_jax import data, hosts, models, sampling
 from align_jax.errors import InputError
 from align_jax.evals import statistics
 from align_jax.evals.results import RATES, PolicyEvaluation, Sample
@@ -130,7 +130,7 @@ def response_logprobs(
   out = np.zeros(tokens.shape, np.float32)
   for rows in _row_blocks(len(tokens), batch_size):
     logprobs = _token_logprobs(policy.model, policy.variables, tokens[rows], temperature)
-    out[rows, 1:] = np.asarray(logprobs)
+    out[rows, 1:] = hosts.fetch(logprobs)
   return np.where(mask, out, 0.0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from align_jax import sampling
+from align_jax import hosts, sampling
 from align_jax.evals import statistics
 from align_jax.evals.results import RewardEvaluation
 from align_jax.evals.statistics import Estimate
@@ -67,7 +67,7 @@ def response_rewards(
     # The last batch is filled with its last row: one shape, one program.
     rows = np.minimum(np.arange(start, start + batch_size), len(ends) - 1)
     arrays = (samples.tokens[rows], segment_ids[rows], mask[rows])
-    rewards[rows] = np.asarray(_response_scores(model, variables, head, *arrays))
+    rewards[rows] = hosts.fetch(_response_scores(model, variables, head, *arrays))
   return rewards
 
 
@@ -85,7 +85,7 @@ def pair_rewards(
       np.asarray(batch[name]).reshape(-1, batch[name].shape[-1])
       for name in ("tokens", "segment_ids", "response_mask")
     ]
-    scores = np.asarray(_response_scores(model, variables, head, *flat))
+    scores = hosts.fetch(_response_scores(model, variables, head, *flat))
     rewards.append(scores.reshape(-1, 2)[real])
     lengths.append((np.asarray(batch["response_mask"]) > 0).sum(axis=-1)[real])
   if not rewards:

@@ -3,10 +3,11 @@
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 
 from align_jax import config as config_lib
-from align_jax import data, rl, sharding, worlds
+from align_jax import data, hosts, rl, sharding, worlds
 from align_jax.errors import InputError
 from align_jax.evals import best_of_n, results, reward_model
 from align_jax.evals import policy as policy_lib
@@ -83,7 +84,6 @@ def run(config: EvaluateConfig, path: str, devices, *, reference: Reference | No
 
   reference: what `sample_reference` gave for the same settings, to do that once for many policies.
   """
-  workspace.single_process("evaluation")
   mesh = sharding.make_mesh(config.mesh, devices)
   folder = pathlib.Path(path)
   init = config.policy or path
@@ -94,14 +94,17 @@ def run(config: EvaluateConfig, path: str, devices, *, reference: Reference | No
   loaded = workspace.load(init, mesh, dtype=config.dtype)
   if loaded.head is not None and config.best_of:
     raise InputError(f"config.best_of: {init} is a reward model; a policy is needed")
-  if config.best_of:
-    best_of_n.save(folder, _evaluate_best_of(config, init, loaded, mesh))
+  found = _evaluate_best_of(config, init, loaded, mesh) if config.best_of else None
   if loaded.head is not None:
     evaluation, samples = _evaluate_reward_model(config, loaded, mesh), ()
   else:
     evaluation, samples = _evaluate_policy(config, init, loaded, mesh, reference)
-  results.save(folder, evaluation, samples)
+  if jax.process_index() == 0:
+    if found:
+      best_of_n.save(folder, found)
+    results.save(folder, evaluation, samples)
   workdir.write_json(folder / "evaluation_config.json", config_lib.to_dict(config))
+  hosts.wait("evaluation written")
 
 
 def _evaluate_policy(config: EvaluateConfig, init: str, loaded, mesh, given: Reference | None):

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from align_jax import config as config_lib
 from align_jax.errors import InputError
 from align_jax.evals import report
@@ -65,9 +67,9 @@ def run(settings: dict[str, Any], path: str, devices) -> pathlib.Path:
     if not (task.folder / "evaluation.json").exists():
       print(f"== {name}: evaluating", flush=True)
       evaluate.run(task.evaluation, str(task.folder), devices)
-  page = report.build_report(root)
-  print(f"== report: {page}", flush=True)
-  return page
+  if jax.process_index() == 0:
+    print(f"== report: {report.build_report(root)}", flush=True)
+  return root / "report.html"
 
 
 def tasks(config: PipelineConfig, root: pathlib.Path) -> list[Task]:

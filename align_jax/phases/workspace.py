@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from align_jax import config as config_lib
-from align_jax import models, sharding
+from align_jax import hosts, models, sharding
 from align_jax.errors import InputError
 from align_jax.phases import reward_heads
 from align_jax.phases.reward_heads import RewardHead
@@ -329,3 +329,4 @@ class Lineage:
 
   def write(self, folder: pathlib.Path, step: int):
     workdir.write_lineage(folder, step=step, **dataclasses.asdict(self))
+    hosts.wait("phase finished")  # the next one reads what only the first host has written

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax import losses, models, sharding
+from align_jax import hosts, losses, models, sharding
 from align_jax.losses import Mean
 from align_jax.rl import instruments, rollouts
 from align_jax.rl import rewards as rewards_lib
@@ -100,9 +100,9 @@ def make_iteration(
     )
     rows = rollout.batch() | {"score": rollout.scores[""], "keep": keep}
     rows |= {name: x for name, x in batch.items() if name.startswith("ptx_")}
-    learned = clock.time("train", compiled, state, frozen, sharding.put_batch(rows, mesh))
-    state, metrics = learned
-    facts = {n[5:]: np.asarray(metrics.pop(n)) for n in list(metrics) if n.startswith("rows/")}
+    placed = sharding.put_batch(rows, mesh, whole=True)
+    state, metrics = clock.time("train", compiled, state, frozen, placed)
+    facts = {n[5:]: hosts.fetch(metrics.pop(n)) for n in list(metrics) if n.startswith("rows/")}
     rollout = dataclasses.replace(rollout, facts=facts)
     own = rollout.take(np.arange(0, len(rollout.texts), every))
     metrics |= {f"score/{name}": Mean.of(x) for name, x in own.scores.items() if name}

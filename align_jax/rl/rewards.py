@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from align_jax import models, sharding
+from align_jax import hosts, models, sharding
 from align_jax.errors import InputError
 from align_jax.rl.rollouts import Rollout
 from align_jax.training import objectives
@@ -49,7 +49,8 @@ def model_reward(
 
   def function(rollout: Rollout) -> np.ndarray:
     rows = rollout.tokens, rollout.segment_ids, rollout.response_mask
-    return np.asarray(score(weights, *(rows if mesh is None else sharding.put_batch(rows, mesh))))
+    placed = rows if mesh is None else sharding.put_batch(rows, mesh, whole=True)
+    return hosts.fetch(score(weights, *placed))
 
   return Reward(name, function, weight)
 
@@ -234,13 +235,16 @@ def _model_scores(model, weights, tokens, segment_ids, response_mask):
 def score(rewards: Sequence[Reward], rollout: Rollout) -> dict[str, np.ndarray]:
   """Every reward by its name, and under "" their weighted sum; all [B] float32.
 
+  Every host asks every reward about all responses; what the first one is told counts, if a function
+  is not one of its arguments alone.
+
   Raises:
     InputError: if there is none, names repeat, or a function returns another shape or a NaN.
   """
   names = [reward.name for reward in rewards]
   if not names or len(set(names)) < len(names):
     raise InputError(f"rewards must be named, each differently, and at least one; got {names}")
-  scores = {reward.name: _checked(reward, rollout) for reward in rewards}
+  scores = hosts.agreed({reward.name: _checked(reward, rollout) for reward in rewards})
   return scores | {"": sum(reward.weight * scores[reward.name] for reward in rewards)}
 
 

@@ -71,7 +71,8 @@ def generate(
     mixture: (variables, w): a second set of collections of the same module, with a cache of its own;
       the logits are (1-w) * logits + w * the second's, so the distribution (and the log-probs) are
       those of π^(1-w) π₂^w, normalised (Nash-MD, Munos et al. 2023).
-    mesh: splits the rows over `data` and `fsdp`.
+    mesh: splits the rows over `data` and `fsdp`. Where it spans several hosts, each must make the same
+      call and is given all responses.
     prompt_ids: [P] integers; 0, 1, 2... by default. Two equal prompts need different ids.
     batch_size: rows decoded at a time, whole prompts of them; all of them by default. The next
       batch begins when the longest response of this one is done.
@@ -125,10 +126,6 @@ def _plan(count: int, samples_per_prompt: int, batch_size, slots, mesh) -> sched
       f" got {batch_size}"
     )
   ways = 1 if mesh is None else sharding.batch_ways(mesh)
-  if mesh is not None and jax.process_count() > 1:
-    raise InputError(
-      "generate works within one process: sampling on several hosts is not built yet"
-    )
   prompts = requests.row_bucket(count)
   if slots is None:
     if batch_size is not None:

@@ -1,4 +1,7 @@
-"""Continuous batching: who decodes in which row, decided on the host between compiled calls."""
+"""Continuous batching: who decodes in which row, decided on the host between compiled calls.
+
+Of several hosts each is given all prompts and reads all tokens, so all decide alike and in step.
+"""
 
 import dataclasses
 import math
@@ -7,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from align_jax import models, sharding
+from align_jax import hosts, models, sharding
 from align_jax.sampling import decode, stops
 from align_jax.sampling.distribution import Decoding
 from align_jax.sampling.requests import PROMPT_BUCKET, Prompts
@@ -124,7 +127,7 @@ class _Run:
     width = next(w for w in prompt_widths(self.prompts.tokens.shape[1]) if w >= longest)
     batch = part.tokens[:, :width], part.lengths, part.ids, part.budgets
     if s.mesh is not None:
-      batch = sharding.put_batch(batch, s.mesh)
+      batch = sharding.put_batch(batch, s.mesh, whole=True)
     self.prefilled = decode.prefill(s.model, s.policy, *batch, s.rng, s.decoding, mesh=s.mesh)
     self.width = width
 
@@ -187,14 +190,14 @@ class _Run:
   def _collect(self):
     """Takes what has ended out of flight."""
     rows = self.flight.rows
-    ended, finished, counts, lengths = jax.device_get(
+    ended, finished, counts, lengths = hosts.fetch(
       (rows.ended, rows.finished, rows.counts, rows.lengths)
     )
     self.reach = lengths + counts
     ended = ended & (self.row_of >= 0)
     if not ended.any() and not self.sampler.stop:
       return
-    tokens, logprobs = jax.device_get((rows.tokens, rows.logprobs))
+    tokens, logprobs = hosts.fetch((rows.tokens, rows.logprobs))
     for slot in np.flatnonzero(self.row_of >= 0):
       count, done = counts[slot], finished[slot]
       end = self._stop(slot, tokens[slot, :count])
