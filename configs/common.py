@@ -18,6 +18,7 @@ def model(init: str, *, rank: int = 0, remat: str = "dots"):
   config.dtype = "float32"  # of activations; weights stay float32
   config.remat = remat  # recomputed in the backward pass: none, dots, full
   config.logits_chunk = config_dict.placeholder(int)  # time steps of logits at once; None: all
+  config.attention = "auto"  # or xla (all scores at once), splash (TPU), blockwise (any platform)
   return config
 
 

@@ -119,15 +119,13 @@ class _Tiles:
 
     def one(carry, pair):
       i, j = pair
-      rows = [jax.tree.map(lambda x: part(x, n), rows) for part, n, rows in self._sides(i, j)]
-      mask = seen(*rows, self.window)[:, :, None, None]
+      queries = jax.tree.map(lambda x: self.query(x, i), self.queries)
+      keys = jax.tree.map(lambda x: self.key(x, j), self.keys)
+      mask = seen(queries, keys, self.window)[:, :, None, None]
       return jax.lax.cond(mask.any(), lambda c: step(c, i, j, mask), lambda c: c, carry), None
 
     places = jnp.arange(self.counts[0] * self.counts[1])
     return jax.lax.scan(one, carry, (places // self.counts[1], places % self.counts[1]))[0]
-
-  def _sides(self, i, j):
-    return (self.query, i, self.queries), (self.key, j, self.keys)
 
   def query(self, x, i):
     return jax.lax.dynamic_slice_in_dim(x, i * self.sizes[0], self.sizes[0], axis=1)

@@ -172,5 +172,6 @@ def _blockwise(q, k, v, rows, window, split, *, scale, softcap, interpret):
   def body(q, k, v, queries, keys):
     return blockwise.attend(q, k, v, queries, keys, window, scale=scale, softcap=softcap)
 
-  specs = [jax.tree.map(lambda _: spec, rows) for spec in (split.part, split.row)]
-  return split.call(body, q, k, v, rows, rows, specs=specs)
+  queries = jax.tree.map(lambda _: split.part, rows)
+  keys = jax.tree.map(lambda _: split.row, rows)
+  return split.call(body, q, k, v, rows, rows, specs=(queries, keys))

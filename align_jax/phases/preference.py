@@ -153,7 +153,13 @@ def _reference(config: PreferenceConfig, loaded: workspace.Loaded, mesh):
   name = config.reference_model
   if name is None:
     return config.model.init, loaded
-  found = workspace.load(name, mesh, dtype=config.model.dtype, remat=config.model.remat)
+  found = workspace.load(
+    name,
+    mesh,
+    dtype=config.model.dtype,
+    remat=config.model.remat,
+    attention=config.model.attention,
+  )
   if found.head is not None or found.model.config != loaded.model.config:
     raise InputError(f"config.reference_model: {name} is no policy of the shape of model.init")
   workspace.same_vocabulary(loaded, found, name)

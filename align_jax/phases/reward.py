@@ -139,7 +139,13 @@ def _start_of(config: RewardConfig, loaded: workspace.Loaded, number: int, mesh)
   if not trunks or trunks[number] == config.model.init:
     return loaded
   name = trunks[number]
-  found = workspace.load(name, mesh, dtype=config.model.dtype, remat=config.model.remat)
+  found = workspace.load(
+    name,
+    mesh,
+    dtype=config.model.dtype,
+    remat=config.model.remat,
+    attention=config.model.attention,
+  )
   if found.head is not None or found.model.config != loaded.model.config:
     raise InputError(f"ensemble.trunks: {name} is no policy of the shape of model.init")
   workspace.same_vocabulary(loaded, found, name)

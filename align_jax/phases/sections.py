@@ -3,6 +3,7 @@
 import dataclasses
 
 from align_jax.errors import InputError
+from align_jax.models.config import ATTENTION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,12 @@ class ModelSection:
   dtype: str = "float32"  # of activations; weights stay float32
   remat: str = "none"  # what the backward pass recomputes: none, dots or full
   logits_chunk: int | None = None  # time steps of logits held at once; None holds all
+  # Of whole rows: xla (all scores at once), splash (the TPU kernel), blockwise (tiles, on any platform);
+  # auto is splash on TPU, blockwise where time is split over the mesh, and xla elsewhere.
+  attention: str = "auto"
 
   def __post_init__(self):
+    check_one_of("model.attention", self.attention, ATTENTION)
     if (self.init == "scratch") != (self.scratch is not None):
       raise InputError(
         f"model.scratch is for model.init='scratch' and needed there, but init is {self.init!r}"

@@ -31,7 +31,9 @@ AVERAGE = (
 )
 
 
-def load(init: str, mesh, *, dtype: str = "float32", remat: str = "none") -> Loaded:
+def load(
+  init: str, mesh, *, dtype: str = "float32", remat: str = "none", attention: str = "auto"
+) -> Loaded:
   """The model that `init` names: a finished phase's workdir (adapters merged), a folder or a name.
 
   Of an ensemble on one trunk, the model of its mean reward.
@@ -41,8 +43,10 @@ def load(init: str, mesh, *, dtype: str = "float32", remat: str = "none") -> Loa
     return _averaged([m for part in sources for m in load_members(part, mesh, dtype=dtype)], init)
   if not (pathlib.Path(init) / "model.json").exists():
     model, params = models.load_pretrained(init, dtype="float32", mesh=mesh)
-    return Loaded(compute_as(model, mesh, dtype, remat), params, models.load_tokenizer(init))
-  return mean_model(load_members(init, mesh, dtype=dtype, remat=remat), init)
+    model = compute_as(model, mesh, dtype, remat, attention)
+    return Loaded(model, params, models.load_tokenizer(init))
+  members = load_members(init, mesh, dtype=dtype, remat=remat, attention=attention)
+  return mean_model(members, init)
 
 
 def mean_model(members: tuple[Loaded, ...], init: str) -> Loaded:
@@ -59,17 +63,17 @@ def mean_model(members: tuple[Loaded, ...], init: str) -> Loaded:
 
 
 def load_members(
-  init: str, mesh, *, dtype: str = "float32", remat: str = "none"
+  init: str, mesh, *, dtype: str = "float32", remat: str = "none", attention: str = "auto"
 ) -> tuple[Loaded, ...]:
   """The reward models of an ensemble's workdir, in order; of any other `init` the one model it is."""
   folder = pathlib.Path(init)
   if init.startswith(AVERAGE) or not (folder / "model.json").exists():
-    return (load(init, mesh, dtype=dtype, remat=remat),)
+    return (load(init, mesh, dtype=dtype, remat=remat, attention=attention),)
   if not workdir.is_finished(folder):
     raise InputError(f"{init} is a run that has not finished: run its command again first")
   description = workdir.read_json(folder / "model.json")
   config = config_lib.build(models.ModelConfig, description["model"], "model")
-  model = compute_as(models.Transformer(config), mesh, dtype, remat)
+  model = compute_as(models.Transformer(config), mesh, dtype, remat, attention)
   tokenizer = models.load_tokenizer(str(folder / "tokenizer"))
   return tuple(
     Loaded(model, params, tokenizer, head, step)
@@ -150,13 +154,16 @@ def stacked(abstract, count: int):
 def start(section: ModelSection, mesh, *, seed: int) -> Loaded:
   """The policy a phase begins with: loaded, or random with the scratch section's shape."""
   if section.scratch is None:
-    loaded = load(section.init, mesh, dtype=section.dtype, remat=section.remat)
+    loaded = load(
+      section.init, mesh, dtype=section.dtype, remat=section.remat, attention=section.attention
+    )
     if loaded.head is not None:
       raise InputError(f"model.init: {section.init} is a reward model; a policy is needed")
     return loaded
   tokenizer = _scratch_tokenizer(section.scratch)
   config = scratch_config(section.scratch, len(tokenizer))
-  model = compute_as(models.Transformer(config), mesh, section.dtype, section.remat)
+  model = models.Transformer(config)
+  model = compute_as(model, mesh, section.dtype, section.remat, section.attention)
   init = jax.jit(
     lambda key: models.init_params(model, key), out_shardings=param_shardings(model, mesh)
   )
@@ -212,10 +219,11 @@ def same_vocabulary(policy: Loaded, other: Loaded, name: str):
     raise InputError(f"{name} has another vocabulary than the policy: it cannot score its tokens")
 
 
-def compute_as(model, mesh, dtype: str, remat: str):
-  """The module with activations of that type, rematerialised so, and split over the mesh."""
+def compute_as(model, mesh, dtype: str, remat: str, attention: str = "auto"):
+  """The module with activations of that type, rematerialised and attending so, split over the mesh."""
+  how = dict(dtype=dtype, remat=remat, attention_impl=attention)
   try:
-    config = dataclasses.replace(model.config, dtype=dtype, remat=remat)
+    config = dataclasses.replace(model.config, **how)
   except ValueError as error:
     raise InputError(f"model: {error}") from error
   return model.clone(config=config, mesh=mesh)
