@@ -77,6 +77,9 @@ def loop(steps: int, *, eval_every: int = 0, checkpoint_every: int = 0):
     eval_every=eval_every,  # 0: first and last step only
     checkpoint_every=checkpoint_every,  # 0: at the end only
     keep=2,  # newest checkpoints preserved
+    keep_every=0,  # and those of every so many steps; 0: no others
+    spike="warn",  # a loss that leaps: warn, stop or off
+    stuck="warn",  # a loss that stays where it was before anything was learned
   )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from align_jax.data import streams
 from align_jax.data.corpus import Corpus, build
 from align_jax.data.mixture import Mixture
-from align_jax.data.streams import Stream, Windows
+from align_jax.data.streams import Stream, Traced, Windows
 from align_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -75,6 +75,10 @@ class Source:
     """A field of the kept records, float32 [K]."""
     return np.array([getattr(self.records[i], name) for i in self.kept], np.float32)
 
+  def names(self, rows: np.ndarray) -> list[str]:
+    """Where each of these kept records was read, file and line."""
+    return [self.records[self.kept[i]].source or f"record {self.kept[i]}" for i in rows]
+
   def padded(
     self,
     assemble: Callable[[np.ndarray, int], Batch],
@@ -100,7 +104,11 @@ class Source:
 
     window = plan.batch_size * (1 if len(sizes) == 1 else _BUCKET_WINDOW)
     batches = Windows(self.stream, window, regroup)
-    return iter(batches.map(lambda batch: assemble(plan.local(batch[1], -1), batch[0])))
+    return Traced(
+      batches,
+      lambda batch: assemble(plan.local(batch[1], -1), batch[0]),
+      lambda batch: self.names(batch[1] if batch[1].ndim == 1 else batch[1][:, 0]),
+    )
 
   def packed(
     self, assemble: Callable[[np.ndarray, np.ndarray, np.ndarray], Batch], length: int
@@ -114,7 +122,11 @@ class Source:
     plan = self.plan
     rows = Windows(self.stream, max(_PACK_WINDOW, 8 * plan.batch_size), regroup)
     batches = rows.batch(plan.batch_size, drop_remainder=not plan.pad_last)
-    return iter(batches.map(lambda batch: assemble(*(plan.local(array, 0) for array in batch))))
+    return Traced(
+      batches,
+      lambda batch: assemble(*(plan.local(array, 0) for array in batch)),
+      lambda batch: self.names(batch[0][(batch[1] > 0) & (batch[2] == 0)]),
+    )
 
 
 def tokenised(

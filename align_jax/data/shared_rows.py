@@ -11,7 +11,7 @@ import numpy as np
 
 from align_jax.data.batching import Batch
 from align_jax.data.pairs import Pairs, Reference
-from align_jax.data.streams import Windows, best_fit
+from align_jax.data.streams import Traced, Windows, best_fit
 from align_jax.errors import InputError
 
 SLOTS = 8  # pairs a row may hold
@@ -54,7 +54,7 @@ def shared_batches(
     return groups if plan.pad_last else [g for g in groups if len(g) == plan.batch_size]
 
   window = plan.batch_size * _WINDOW
-  return iter(Windows(pairs.source.stream, window, regroup).map(build))
+  return Traced(Windows(pairs.source.stream, window, regroup), build, pairs.source.names)
 
 
 def row_lengths(costs: np.ndarray, buckets: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -150,6 +150,42 @@ class _WindowIterator(grain.DatasetIterator):
     self._window, self._item, self._elements = state["window"], state["item"], None
 
 
+class Traced(grain.DatasetIterator):
+  """The elements of a dataset made into batches, and the names of the records in each.
+
+  make(element) -> batch; name(element) -> names.  Names are found by looking again at a place.
+  """
+
+  def __init__(self, dataset: grain.IterDataset, make: Callable, name: Callable):
+    super().__init__()
+    self._iterator = iter(dataset.map(make))
+    self._again = dataset.map(name)
+
+  def __next__(self) -> Any:
+    return next(self._iterator)
+
+  def get_state(self) -> dict[str, Any]:
+    return self._iterator.get_state()
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    self._iterator.set_state(state)
+
+  def names(self, state: dict[str, Any]) -> list[str]:
+    """Those of the batch that comes next at a state."""
+    iterator = iter(self._again)
+    iterator.set_state(state)
+    return next(iterator)
+
+
+def describe(batches: grain.DatasetIterator, state: dict[str, Any], *, most: int = 4) -> str:
+  """A phrase that names the first records of the batch that comes next at a state."""
+  if not isinstance(batches, (Traced, Zipped)):
+    return f"the batch at {state}"
+  names = list(dict.fromkeys(batches.names(state)))
+  more = f" and {len(names) - most} more" if len(names) > most else ""
+  return f"the batch of {', '.join(names[:most])}{more}"
+
+
 class Zipped(grain.DatasetIterator):
   """Elements of several iterators side by side; its state is theirs, by name."""
 
@@ -166,3 +202,9 @@ class Zipped(grain.DatasetIterator):
   def set_state(self, state: dict[str, Any]) -> None:
     for name, iterator in self._iterators.items():
       iterator.set_state(state[name])
+
+  def names(self, state: dict[str, Any]) -> list[str]:
+    """Of all of them, as `Traced` does."""
+    return [
+      name for key, iterator in self._iterators.items() for name in iterator.names(state[key])
+    ]

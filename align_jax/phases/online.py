@@ -16,7 +16,7 @@ from align_jax.phases.rollout_log import RolloutLog, RolloutLogConfig
 from align_jax.phases.sections import ModelSection
 from align_jax.rl.stops import StopConfig, make_stop
 from align_jax.sharding import MeshConfig
-from align_jax.training import loop, workdir
+from align_jax.training import integrity, loop, workdir
 from align_jax.training.loop import LoopConfig
 from align_jax.training.optimizer import OptimizerConfig
 
@@ -120,6 +120,7 @@ def run(config: OnlineConfig, path: str, devices) -> None:
       config=config.loop,
       workdir=folder,
       metadata=lineage.metadata(),
+      identity=_identity(method, judges),
       hooks=loop.Hooks(
         check_first=lambda v: rl.check_identity(v, dtype=config.model.dtype),
         stop=make_stop(config.stops),
@@ -170,6 +171,15 @@ def _rewards(config: OnlineConfig, loaded: workspace.Loaded, prompts, mesh):
     dtype=config.model.dtype,
     reference=reference,
   )
+
+
+def _identity(method: online_methods.Method, judges) -> dict[str, str]:
+  """Hashes of what must not change while a run lasts: the reference, and who gives the scores."""
+  fixed = method.frozen | {
+    f"reward model {path}": {"params": judge.params, "head": judge.head}
+    for path, judge in judges.items()
+  }
+  return {name: integrity.fingerprint(tree) for name, tree in fixed.items()}
 
 
 def _parents(config: OnlineConfig, loaded, judges):

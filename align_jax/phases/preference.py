@@ -113,10 +113,7 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
   folder = workdir.open_workdir(path, objective.name, config_lib.to_dict(config))
   if workdir.is_finished(folder):
     return
-  if objective.unpaired:
-    workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
-  else:
-    train.check_pairs(config, mesh)
+  _check_batches(config, mesh)
   source = _Records.read(config, mesh)
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   trainable, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
@@ -142,10 +139,19 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
     fingerprint=data.fingerprint(source.records),
     parents=workspace.parents(**roles),
     check_first=None if config.reference_model else _identity_check(config),
+    start_loss=None if config.reference_model else objective.identity_loss(),
+    reference=ref.params if config.caches else None,
     carried=preference_objectives.carried(objective, trainable, frozen),
     carry=preference_objectives.carry(objective),
   )
   train.run_plan(plan, config, folder, mesh)
+
+
+def _check_batches(config: PreferenceConfig, mesh):
+  if config.objective.unpaired:
+    workspace.check_batch(config.data.batch_size, config.accumulate, mesh)
+  else:
+    train.check_pairs(config, mesh)
 
 
 def _reference(config: PreferenceConfig, loaded: workspace.Loaded, mesh):

@@ -12,7 +12,7 @@ from align_jax.errors import InputError
 from align_jax.phases import workspace
 from align_jax.phases.reward_heads import RewardHead
 from align_jax.phases.sections import ModelSection
-from align_jax.training import loop, optimizer, state, step
+from align_jax.training import integrity, loop, optimizer, state, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Plan:
   carried: dict[str, Any] = dataclasses.field(default_factory=dict)  # to begin with
   carry: step.Carry | None = None
   check_first: Callable[[dict[str, float]], None] | None = None
+  start_loss: float | None = None  # of a model that has learned nothing, where it is known
+  reference: Any = None  # parameters behind numbers that are read from a cache: frozen as well
   tx: optax.GradientTransformation | None = None  # None: the config's, over all that trains
   head: RewardHead | None = None  # of a reward model
   # parameters -> the head on its final scale, where that needs the trained model
@@ -56,16 +58,20 @@ def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
 
   describe(plan.head)
   lineage = workspace.Lineage(plan.phase, plan.parents, plan.fingerprint)
+  fixed = plan.frozen | ({} if plan.reference is None else {"ref": plan.reference})
   final = loop.fit(
     train_state,
     name=plan.phase,
-    step=lambda s, batch: train(s, plan.frozen, batch),
+    step=loop.no_transfers(lambda s, batch: train(s, plan.frozen, batch)),
     batches=plan.batches,
     put=put,
     config=config.loop,
     workdir=folder,
     metadata=lineage.metadata(),
-    hooks=loop.Hooks(evaluate=_evaluator(plan, put), check_first=plan.check_first),
+    identity={name: integrity.fingerprint(tree) for name, tree in fixed.items()},
+    hooks=loop.Hooks(
+      evaluate=_evaluator(plan, put), check_first=plan.check_first, start_loss=plan.start_loss
+    ),
   )
   if plan.scaled:
     describe(plan.scaled(final.params))

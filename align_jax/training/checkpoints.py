@@ -4,6 +4,7 @@ Beside the arrays of a step lies its record: the place in the data, what the run
 checksum of every array, by which a damaged checkpoint is found out.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -71,6 +72,16 @@ class Checkpoints:
     if self._open is not None and not self._open.is_saving_in_progress():
       self._guarded(self._open.wait)
 
+  def last_good(self) -> str:
+    """A phrase that names the newest checkpoint, once its writing has come to an end."""
+    if self._open is not None:
+      with contextlib.suppress(Exception):
+        self._open.wait()
+    steps = _steps(self._folder)
+    if not steps:
+      return "there is no checkpoint yet"
+    return f"the last good checkpoint is {self._folder / str(steps[-1])}"
+
   def close(self):
     """Waits for the last write."""
     if self._open is not None:
@@ -95,11 +106,10 @@ class Checkpoints:
     try:
       return write()
     except Exception as error:
-      steps = _steps(self._folder)
-      last = (
-        f"the last good one is {self._folder / str(steps[-1])}" if steps else "there is none yet"
-      )
-      raise InputError(f"a checkpoint could not be written ({_reason(error)}); {last}") from error
+      reason = _reason(error)
+      raise InputError(
+        f"a checkpoint could not be written ({reason}); {self.last_good()}"
+      ) from error
 
 
 def _folder(workdir: str | pathlib.Path) -> epath.Path:

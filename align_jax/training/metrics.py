@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -11,7 +12,9 @@ import jax
 import tensorboardX
 import tqdm
 
+from align_jax.errors import InputError
 from align_jax.losses.masked import Mean
+from align_jax.training import workdir as workdir_lib
 
 
 def to_floats(metrics: dict[str, Any]) -> dict[str, float]:
@@ -36,45 +39,71 @@ class MetricsWriter:
   """Writes one JSON object a step, first key `step`, and the same to TensorBoard.
 
   A writer opened at `start_step` drops the lines of later steps, which a resumed run makes again.
-  Only the first process writes.
+  Only the first process writes.  InputError where the disk does not take a line.
   """
 
   def __init__(self, workdir: pathlib.Path, start_step: int):
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    path = workdir / "metrics.jsonl"
-    kept = [line for line in _lines(path) if json.loads(line)["step"] < start_step]
-    path.write_text("".join(line + "\n" for line in kept))
-    self._file = path.open("a")
+    self._path = workdir / "metrics.jsonl"
+    self._steps = _trim(self._path, start_step)
+    with workdir_lib.writing(self._path):
+      self._file = self._path.open("a")
     self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step or None)
 
   def write(self, step: int, values: dict[str, float]):
     if not self._active:
       return
-    self._file.write(json.dumps({"step": step} | values) + "\n")
-    self._file.flush()
+    with workdir_lib.writing(self._path):
+      self._file.write(json.dumps({"step": step} | values) + "\n")
+      self._file.flush()
+    self._steps.append(step)
     for name, value in values.items():
       if math.isfinite(value):
         self._events.add_scalar(name, value, step)
 
+  def lines_before(self, step: int) -> int:
+    """How many lines of earlier steps there are, all of them on the disk itself: 0 on other hosts."""
+    if not self._active:
+      return 0
+    with workdir_lib.writing(self._path):
+      os.fsync(self._file.fileno())
+    return sum(s < step for s in self._steps)
+
   def close(self):
     if self._active:
-      self._file.close()
+      with workdir_lib.writing(self._path):
+        self._file.close()
       self._events.close()
+
+
+def _trim(path: pathlib.Path, start_step: int) -> list[int]:
+  """Drops the lines from `start_step` on in one move; returns the steps of those that stay."""
+  kept = [(line, row["step"]) for line, row in _rows(path) if row["step"] < start_step]
+  text = "".join(line + "\n" for line, _ in kept)
+  if path.exists() and path.read_text() != text:
+    workdir_lib.write_text(path, text)
+  return [step for _, step in kept]
 
 
 def training_lines(workdir: pathlib.Path) -> list[tuple[int, dict[str, float]]]:
   """(step, metrics) of every training step in metrics.jsonl, without the lines of evaluations."""
-  rows = [json.loads(line) for line in _lines(workdir / "metrics.jsonl")]
+  rows = [row for _, row in _rows(workdir / "metrics.jsonl")]
   return [(row.pop("step"), row) for row in rows if "loss" in row]
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-  """The complete lines of a file that a killed run may have left with a torn last one."""
+def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, float]]]:
+  """(line, what it says) of the complete lines; a killed run may have left a torn last one."""
   if not path.exists():
     return []
-  return [line for line in path.read_text().split("\n")[:-1] if line]
+  rows = []
+  for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+    try:
+      rows.append((line, json.loads(line)))
+    except ValueError as error:
+      raise InputError(f"{path}:{number}: invalid JSON: {error}") from error
+  return rows
 
 
 class Progress:
@@ -89,6 +118,10 @@ class Progress:
   def advance(self, shown: dict[str, float]):
     self._bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
     self._bar.update()
+
+  def say(self, text: str):
+    """A line on stderr that does not tear the bar."""
+    self._bar.write(text, file=sys.stderr)
 
   def close(self):
     self._bar.close()

@@ -1,5 +1,6 @@
 """The folder of one run: its settings, its parents, and whether it is finished."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,7 +16,10 @@ from align_jax.errors import InputError
 
 
 def open_workdir(path: str | pathlib.Path, phase: str, settings: dict[str, Any]) -> pathlib.Path:
-  """Makes the folder and writes config.json; refuses the folder of a run with other settings."""
+  """Makes the folder and writes config.json; refuses the folder of a run with other settings.
+
+  Only the mesh may be another: a run goes on on whatever devices there are.
+  """
   folder = pathlib.Path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -26,7 +30,8 @@ def open_workdir(path: str | pathlib.Path, phase: str, settings: dict[str, Any])
   new = json.loads(json.dumps({"phase": phase} | settings))
   file = folder / "config.json"
   if file.exists():
-    changes = config_lib.difference(json.loads(file.read_text()), new)
+    old = read_json(file)
+    changes = config_lib.difference(_anywhere(old), _anywhere(new))
     if changes:
       raise InputError(
         f"{folder} belongs to a run with other settings ({'; '.join(changes)}); use another workdir"
@@ -35,23 +40,50 @@ def open_workdir(path: str | pathlib.Path, phase: str, settings: dict[str, Any])
   return folder
 
 
-def write_json(file: pathlib.Path, value):
-  """Replaces the file in one move: a killed run leaves the old one or the new one.
+def _anywhere(settings: dict[str, Any]) -> dict[str, Any]:
+  """The settings without every section `mesh`."""
+  kept = {name: value for name, value in settings.items() if name != "mesh"}
+  return {n: _anywhere(value) if isinstance(value, dict) else value for n, value in kept.items()}
 
-  Only the first process writes, of each run that shares the file.
-  """
-  if jax.process_index() != 0:
-    return
+
+def write_json(file: pathlib.Path, value):
+  """Replaces the file in one move.  Only the first process writes, of each run that shares the file."""
+  if jax.process_index() == 0:
+    write_text(file, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(file: pathlib.Path, text: str):
+  """A killed run, a full disk or a power cut leaves the old file or the new one, never a part."""
   part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
-  part.write_text(json.dumps(value, indent=2) + "\n")
-  part.replace(file)
+  with writing(file):
+    try:
+      with part.open("w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+      part.replace(file)
+    except OSError:
+      part.unlink(missing_ok=True)
+      raise
+
+
+@contextlib.contextmanager
+def writing(file: pathlib.Path):
+  """A disk that is full or not writable is a sentence, not a traceback."""
+  try:
+    yield
+  except OSError as error:
+    raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
 def read_json(file: pathlib.Path):
-  """The content of a JSON file written by a phase; raises InputError when it is not there."""
+  """The content of a JSON file written by a phase; InputError if it is not there, or not JSON."""
   if not file.exists():
     raise InputError(f"{file} is missing: {file.parent} is not the workdir of a finished phase")
-  return json.loads(file.read_text())
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise InputError(f"{file} is not valid JSON: {error}") from error
 
 
 def write_stop(folder: pathlib.Path, stop: tuple[int, str] | None):

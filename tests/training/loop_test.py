@@ -176,7 +176,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path, mesh):
 
   with pytest.raises(FloatingPointError, match="step 0"):
     run(tmp_path, 9, mesh, step.make_train_step(broken, TX))
-  assert workdir.read_stop(tmp_path) == (0, "the loss is nan at step 0")
+  at, reason = workdir.read_stop(tmp_path)
+  assert at == 0 and reason.startswith("the loss is nan at step 0, on the batch at ")
+  assert reason.endswith("; there is no checkpoint yet")
 
 
 def test_the_first_step_is_checked_and_no_other(tmp_path, mesh, compiled):
