@@ -8,6 +8,7 @@ shardings, so every jit that *creates* state must be given `out_shardings`.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -21,26 +22,32 @@ MESH_AXES = ("data", "fsdp", "context", "tensor")
 BATCH_AXES = ("data", "fsdp")
 _AUTO = (AxisType.Auto,) * len(MESH_AXES)
 
-# Read in order: a dimension takes the first mesh axis listed for its name that is still free in this
-# array and divides it.  An embedding table [vocab, embed] thus becomes P(fsdp, tensor): the other
-# way round costs 1.3x the bytes.
+# Read in order: a dimension takes the first mesh axes listed for its name that are all still free in
+# this array and divide it.  The embedding table [vocab, columns] is split by columns, so that a lookup
+# sends a token's row once (`models.embedding`); a head's table [embed, classes] by classes, so that
+# logits are computed where their part of the table is.
 RULES = (
-  ("vocab", "fsdp"),
-  ("embed", "fsdp"),
-  ("embed", "tensor"),
-  ("mlp", "tensor"),
-  ("heads", "tensor"),
-  ("kv_heads", "tensor"),
+  ("columns", ("tensor", "fsdp")),
+  ("columns", ("fsdp",)),
+  ("classes", ("fsdp", "context", "tensor")),
+  ("classes", ("fsdp", "tensor")),
+  ("classes", ("tensor",)),
+  ("embed", ("fsdp",)),
+  ("mlp", ("tensor",)),
+  ("heads", ("tensor",)),
+  ("kv_heads", ("tensor",)),
 )
 ACTIVATIONS = {
   "batch": BATCH_AXES,
-  "length": "context",
-  "mlp": "tensor",
-  "heads": "tensor",
-  "kv_heads": "tensor",
-  "vocab": "tensor",
+  "replicas": ("data",),  # a batch whose parts have come together within each replica
+  "length": ("context",),
+  "mlp": ("tensor",),
+  "heads": ("tensor",),
+  "kv_heads": ("tensor",),
+  "classes": ("fsdp", "context", "tensor"),
+  "vocab": ("tensor",),
 }
-REPLICATED_NAMES = frozenset({"length", "head_dim", "layers", "rank", None})
+REPLICATED_NAMES = frozenset({"length", "vocab", "head_dim", "layers", "rank", None})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +88,26 @@ def make_mesh(config: MeshConfig, devices) -> Mesh:
 def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):
   """The PartitionSpec of one array with logical `axes`; a mesh axis is used at most once."""
   taken = [None] * len(shape)
+  used = set()
   for name in axes:
     if name not in REPLICATED_NAMES and name not in {rule for rule, _ in RULES}:
       raise ValueError(f"no sharding rule for the logical axis {name!r}")
-  for name, mesh_axis in RULES:
+  for name, mesh_axes in RULES:
     for dim, axis in enumerate(axes):
-      fits = shape[dim] % mesh.shape[mesh_axis] == 0
-      if axis == name and taken[dim] is None and mesh_axis not in taken and fits:
-        taken[dim] = mesh_axis
+      fits = shape[dim] % ways(mesh, mesh_axes) == 0
+      if axis == name and taken[dim] is None and not used & set(mesh_axes) and fits:
+        taken[dim] = _spec_entry(mesh_axes)
+        used |= set(mesh_axes)
   return PartitionSpec(*taken)
+
+
+def _spec_entry(mesh_axes: tuple[str, ...]):
+  return mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes
+
+
+def ways(mesh: Mesh, mesh_axes: tuple[str, ...]) -> int:
+  """Into how many parts these mesh axes together split what they split."""
+  return math.prod(mesh.shape[axis] for axis in mesh_axes)
 
 
 def tree_shardings(axes_tree, abstract_tree, mesh: Mesh):
@@ -105,9 +123,8 @@ def activation_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: 
   """The PartitionSpec of an activation; an axis that does not divide evenly is left whole."""
   spec = []
   for name, size in zip(axes, shape, strict=True):
-    split = ACTIVATIONS.get(name)
-    names = (split,) if isinstance(split, str) else split or ()
-    spec.append(split if size % math.prod(mesh.shape[n] for n in names) == 0 else None)
+    split = ACTIVATIONS.get(name, ())
+    spec.append(_spec_entry(split) if split and size % ways(mesh, split) == 0 else None)
   return PartitionSpec(*spec)
 
 
@@ -117,6 +134,40 @@ def constrain(x, mesh: Mesh | None, axes: tuple[str | None, ...]):
     return x
   placed = NamedSharding(mesh, activation_spec(axes, x.shape, mesh))
   return jax.lax.with_sharding_constraint(x, placed)
+
+
+def gathered(
+  weight, mesh: Mesh | None, axes: tuple[str | None, ...], *, used: tuple[str | None, ...] | None = None
+):
+  """The weight with logical `axes` as it is used: whole but for what activations split as well.
+
+  Its gradient goes back split as the weight is stored.  The transpose of a mere constraint would sum
+  it whole on every device: twice the traffic, and memory that does not fall with more devices.
+  used: the axes of an activation that it is split like, where those differ from its own.
+  """
+  if mesh is None or mesh.size == 1:
+    return weight
+  whole = activation_spec(used or axes, weight.shape, mesh)
+  split = partition_spec(axes, weight.shape, mesh)
+  return _gathered(weight, NamedSharding(mesh, whole), NamedSharding(mesh, split))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(weight, whole: NamedSharding, split: NamedSharding):
+  del split
+  return jax.lax.with_sharding_constraint(weight, whole)
+
+
+def _gathered_forward(weight, whole, split):
+  return _gathered(weight, whole, split), None
+
+
+def _gathered_backward(whole, split, _, gradient):
+  del whole
+  return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -130,7 +181,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def batch_ways(mesh: Mesh) -> int:
   """Into how many parts a batch is split: data x fsdp."""
-  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  return ways(mesh, BATCH_AXES)
 
 
 def host_share(mesh: Mesh) -> tuple[int, int]:

@@ -18,8 +18,9 @@ def mesh():
 @pytest.mark.parametrize(
   "axes, shape, expected",
   [
-    (("vocab", "embed"), (64, 32), P("fsdp", "tensor")),  # the cheaper way round
-    (("embed", "vocab"), (32, 64), P("tensor", "fsdp")),
+    (("vocab", "columns"), (64, 32), P(None, ("tensor", "fsdp"))),
+    (("embed", "classes"), (32, 64), P(None, ("fsdp", "context", "tensor"))),
+    (("embed", "classes"), (32, 66), P("fsdp", "tensor")),  # 66 classes do not split in four
     (("layers", "embed", "heads", "head_dim"), (2, 32, 4, 8), P(None, "fsdp", "tensor", None)),
     (("layers", "embed", "kv_heads", "head_dim"), (2, 32, 3, 8), P(None, "fsdp", None, None)),
     (("layers", "mlp", "embed"), (2, 64, 32), P(None, "tensor", "fsdp")),

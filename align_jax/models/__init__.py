@@ -4,6 +4,7 @@ from align_jax.models.adapters import load_adapter as load_adapter
 from align_jax.models.adapters import save_adapter as save_adapter
 from align_jax.models.config import ModelConfig as ModelConfig
 from align_jax.models.config import RopeScaling as RopeScaling
+from align_jax.models.heads import head_variables as head_variables
 from align_jax.models.heads import init_scalar_head as init_scalar_head
 from align_jax.models.heads import map_positions as map_positions
 from align_jax.models.heads import scalar_head as scalar_head
@@ -20,4 +21,6 @@ from align_jax.models.params import num_params as num_params
 from align_jax.models.pretrained import load_pretrained as load_pretrained
 from align_jax.models.pretrained import load_tokenizer as load_tokenizer
 from align_jax.models.pretrained import save_pretrained as save_pretrained
+from align_jax.models.shapes import SHAPES as SHAPES
+from align_jax.models.shapes import named_shape as named_shape
 from align_jax.models.transformer import Transformer as Transformer

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from align_jax import sharding
+from align_jax.models import embedding
 from align_jax.models.transformer import Transformer
 
 
@@ -27,13 +29,28 @@ def token_logprobs(
   if temperature <= 0:
     raise ValueError(f"temperature must be positive, not {temperature}")
   hidden = model.apply(variables, tokens, positions, segment_ids, method=Transformer.hidden)
+  head = head_variables(model, variables)
 
   def score(hidden, targets):
-    logits = model.apply(variables, hidden, method=Transformer.unembed) / temperature
+    logits = model.apply(head, hidden, method=Transformer.unembed) / temperature
     return _score(logits, targets, return_entropy)
 
   scores = map_positions(score, (hidden[:, :-1], tokens[:, 1:]), chunk_size=chunk_size)
   return scores if return_entropy else scores[0]
+
+
+def head_variables(model: Transformer, variables):
+  """`variables` for `unembed` in chunks: the table is moved, and its gradient summed, just once."""
+  mesh = getattr(model, "mesh", None)
+  if mesh is None or mesh.size == 1:
+    return variables
+  params = variables["params"]
+  if model.config.tie_embeddings:
+    moved = {"embedding": embedding.by_classes(params["embedding"], mesh)}
+  else:
+    table, used = params["unembedding"], (None, "classes")
+    moved = {"unembedding": sharding.gathered(table, mesh, embedding.HEAD_AXES, used=used)}
+  return {**variables, "params": {**params, **moved}}
 
 
 def map_positions(score, arrays, *, chunk_size: int | None, count: jax.Array | None = None):

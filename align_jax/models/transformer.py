@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from align_jax import sharding
-from align_jax.models import attention, context_attention
+from align_jax.models import attention, context_attention, embedding
 from align_jax.models.config import ModelConfig
 
 SITES = frozenset(
@@ -164,7 +164,7 @@ class Block(nn.Module):
     if not self.has_variable("cache", "keys"):
       # Gathered over fsdp layer by layer, in the type of the computation. Not while decoding: there
       # the activations are smaller than the weights.
-      weight = sharding.constrain(weight, self.mesh, in_axes + out_axes)
+      weight = sharding.gathered(weight, self.mesh, in_axes + out_axes)
     y = linear(x, weight, outputs)
     if self.has_variable("lora", name):
       adapter = self.get_variable("lora", name)
@@ -212,12 +212,12 @@ class Transformer(nn.Module):
     # A table that is not the head as well starts at unit scale: at 0.02 the blocks' first outputs drown
     # the tokens, and small models learn facts several times slower.
     std = c.embed_dim**-0.5 if c.scale_embeddings else 0.02 if c.tie_embeddings else 1.0
-    table = nn.with_logical_partitioning(nn.initializers.normal(std), ("vocab", "embed"))
+    table = nn.with_logical_partitioning(nn.initializers.normal(std), embedding.TABLE_AXES)
     self.embedding = self.param("embedding", table, (c.vocab_size, c.embed_dim), dtype)
     self.final_norm = self.param("final_norm", _norm_init(c, "embed"), (c.embed_dim,), dtype)
     if not c.tie_embeddings:
       init = nn.initializers.normal(c.embed_dim**-0.5)
-      init = nn.with_logical_partitioning(init, ("embed", "vocab"))
+      init = nn.with_logical_partitioning(init, embedding.HEAD_AXES)
       self.unembedding = self.param("unembedding", init, (c.embed_dim, c.vocab_size), dtype)
     block = Block
     if c.remat != "none":
@@ -246,7 +246,7 @@ class Transformer(nn.Module):
     """The residual stream behind the last norm, [B, T, D]; arguments as for `__call__`."""
     c = self.config
     self._check_names()
-    x = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(c.dtype))
+    x = embedding.look_up(self.embedding, tokens, self.mesh).astype(jnp.dtype(c.dtype))
     if c.scale_embeddings:
       x = x * jnp.asarray(c.embed_dim**0.5, x.dtype)
     x = sharding.constrain(x, self.mesh, ("batch", "length", "embed"))
@@ -256,17 +256,27 @@ class Transformer(nn.Module):
     return rms_norm(x, self.final_norm, c)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
-    """Logits [..., V] float32, soft-capped, of `hidden` [..., D]."""
+    """Logits [..., V] float32, soft-capped, of `hidden` [..., D]; [B, T, V] are split by classes."""
     c = self.config
     table = self.embedding.T if c.tie_embeddings else self.unembedding
+    rows, classes = self._logit_axes(hidden)
+    hidden = sharding.constrain(hidden, self.mesh, (*rows, None))
     flat, table = hidden.reshape(-1, c.embed_dim), table.astype(hidden.dtype)
     logits = jnp.dot(flat, table, preferred_element_type=jnp.float32)
     logits = logits.reshape(*hidden.shape[:-1], c.vocab_size)
-    places = ("batch", *[None] * (hidden.ndim - 2), "vocab")
-    logits = sharding.constrain(logits, self.mesh, places)
+    logits = sharding.constrain(logits, self.mesh, (*rows, classes))
     if c.logit_softcap is not None:
       logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
     return logits
+
+  def _logit_axes(self, hidden):
+    """Where logits live: classes apart and the rows of a replica together, where classes divide."""
+    if self.mesh is None or hidden.ndim != 3:
+      return ("batch",) + (None,) * (hidden.ndim - 2), None
+    shape, axes = (self.config.vocab_size,), ("classes",)
+    if sharding.activation_spec(axes, shape, self.mesh)[0] is not None:
+      return ("replicas", None), "classes"
+    return ("batch", None), "vocab"
 
   def _context(self, tokens, positions, segment_ids, branch_ids) -> Context:
     c = self.config

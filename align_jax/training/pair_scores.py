@@ -66,14 +66,17 @@ def score_tokens(
   if reference is not None:
     arrays += (_hidden_and_targets(model, reference, batch)[0],)
 
+  head = models.head_variables(model, variables)
+  ref_head = models.head_variables(model, reference) if reference is not None else None
+
   def score(hidden, targets, ref_hidden=None):
-    logits = model.apply(variables, hidden, method="unembed") / temperature
+    logits = model.apply(head, hidden, method="unembed") / temperature
     found = {"logprobs": models.target_logprobs(logits, targets)}
     if collision:
       twice = jax.nn.logsumexp(2.0 * logits, axis=-1)
       found["collision"] = twice - 2.0 * jax.nn.logsumexp(logits, axis=-1)
     if ref_hidden is not None:
-      ref_logits = model.apply(reference, ref_hidden, method="unembed") / temperature
+      ref_logits = model.apply(ref_head, ref_hidden, method="unembed") / temperature
       found["ref_logprobs"] = models.target_logprobs(ref_logits, targets)
       found["kl"] = losses.exact_kl(ref_logits, logits)
     return found
