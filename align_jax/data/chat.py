@@ -10,7 +10,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from align_jax.data.transcripts import Message
@@ -163,7 +162,7 @@ def _render(messages: Sequence[Message], tokenizer: Any, source: str, ask: bool 
     text = tokenizer.apply_chat_template(
       [dict(message) for message in messages], tokenize=False, add_generation_prompt=ask
     )
-  except jinja2.TemplateError as error:
+  except Exception as error:  # a template can go wrong in as many ways as a program
     raise InputError(f"{source}: the chat template refuses this conversation ({error})") from error
   # Newer transformers return a BatchEncoding when asked to tokenise; its length is not the text's.
   assert isinstance(text, str), type(text)

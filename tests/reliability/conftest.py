@@ -69,7 +69,10 @@ class Runner:
   def start(self, phase, config, folder, *, bomb=None) -> int:
     """The process of a run that has begun."""
     task = {"phase": phase, "config": config, "workdir": str(folder), "bomb": bomb}
-    task |= {"log": str(folder) + ".log", "cache": str(self.root / "compiled")}
+    task |= {
+      "log": str(folder) + ".log",
+      "cache": os.environ["JAX_COMPILATION_CACHE_DIR"] + "-runs",
+    }
     self._process.stdin.write(json.dumps(task) + "\n")
     self._process.stdin.flush()
     return self._answer()["pid"]
