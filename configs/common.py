@@ -68,6 +68,7 @@ def optimizer(learning_rate: float, *, weight_decay: float = 0.0, schedule: str 
     eps=1e-8,
     weight_decay=weight_decay,  # matrices only
     grad_clip=1.0,  # global norm
+    moment_dtype="float32",  # of adamw's first moment; bfloat16 halves it
   )
 
 
@@ -84,4 +85,5 @@ def loop(steps: int, *, eval_every: int = 0, checkpoint_every: int = 0):
 
 
 def mesh():
-  return config_dict.create(data=1, fsdp=-1, tensor=1)  # -1: all devices that are left
+  # -1: all devices that are left; context splits the time of long rows
+  return config_dict.create(data=1, fsdp=-1, tensor=1, context=1)

@@ -96,13 +96,13 @@ def build(
     frozen = frozen | of_value
   if config.ema_decay is not None:
     trainable["ema"] = policy
-  tx = _optimizer(config, tuple(trainable))
+  tx = optimizer_of(config, tuple(trainable))
   return Method(
     trainable=trainable,
     frozen=frozen,
     tx=tx,
     draw=_draw(config, model, prompts, loaded.tokenizer, mesh),
-    learner=_learner(config, model, value_model, tx),
+    learner=learner_of(config, model, value_model, tx),
     kl_coef=gradient.kl.coef if gradient else 0.0,
     kept="policy" if config.ema_decay is None else "ema",
   )
@@ -116,7 +116,7 @@ def _draw(config, model, prompts, tokenizer, mesh) -> Draw:
   return rl.policy_draw(model, config.sampling, **settings)
 
 
-def _learner(config, model, value_model, tx) -> Learner:
+def learner_of(config, model, value_model, tx) -> Learner:
   settings = {"sampling": config.sampling, "tx": tx, "accumulate": config.accumulate}
   if config.online_preference is not None:
     return rl.preference_learner(model, config.online_preference, **settings)
@@ -140,7 +140,7 @@ def _value(config, start: workspace.Loaded, mesh):
   return {"lora": adapter, "head": head}, {"value": start.params}, model
 
 
-def _optimizer(config, parts: tuple[str, ...]) -> optax.GradientTransformation:
+def optimizer_of(config, parts: tuple[str, ...]) -> optax.GradientTransformation:
   """One for each part: the policy's waits for `value.warmup`, and an average is not differentiated."""
   steps, updates = config.loop.steps, given(config).updates
   gradient = config.policy_gradient

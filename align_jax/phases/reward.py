@@ -26,7 +26,7 @@ def run(config: RewardConfig, path: str, devices) -> None:
   batches = reward_batches.make(config, mesh)
   reference = reward_scale.read_reference(config.normalise)
   loaded = workspace.start(config.model, mesh, seed=config.seed)
-  head = _head(config, batches.labellers)
+  head = head_of(config, batches.labellers)
   trainable, frozen, model = _trainable(config, loaded, head, mesh)
   plan = train.Plan(
     phase="reward",
@@ -34,12 +34,12 @@ def run(config: RewardConfig, path: str, devices) -> None:
     loaded=loaded,
     trainable=trainable,
     frozen=frozen,
-    objective=_objective(config, model, head),
+    objective=objective_of(config, model, head),
     batches=batches.training,
     eval_batches=batches.eval,
     fingerprint=data.fingerprint(records.all_records(batches.records)),
     parents=workspace.parents(trunk=(config.model.init, loaded)),
-    tx=_optimizer(config, head),
+    tx=optimizer_of(config, head),
     head=head,
   )
   if reference:
@@ -50,7 +50,7 @@ def run(config: RewardConfig, path: str, devices) -> None:
   train.run_plan(plan, config, folder, mesh)
 
 
-def _head(config: RewardConfig, labellers: tuple[str, ...]) -> RewardHead:
+def head_of(config: RewardConfig, labellers: tuple[str, ...]) -> RewardHead:
   """The outputs, and which of them are the reward."""
   members = config.ensemble.members if config.ensemble else 0
   outputs, weights = ("reward",), (1.0,)
@@ -73,7 +73,7 @@ def _head(config: RewardConfig, labellers: tuple[str, ...]) -> RewardHead:
   )
 
 
-def _objective(config: RewardConfig, model, head: RewardHead):
+def objective_of(config: RewardConfig, model, head: RewardHead):
   if config.records == "rankings":
     objective = reward_objectives.ranking_objective(
       model, loss=config.ranking_loss, centering=config.centering
@@ -152,7 +152,7 @@ def _start_of(config: RewardConfig, loaded: workspace.Loaded, number: int, mesh)
   return found
 
 
-def _optimizer(config: RewardConfig, head: RewardHead):
+def optimizer_of(config: RewardConfig, head: RewardHead):
   """One for all that trains; or the trunk's waits while the head learns alone."""
   steps, wait = config.loop.steps, config.head_first
   make = functools.partial(optimizer.make_optimizer, config.optimizer, members=bool(head.stacked))

@@ -8,7 +8,7 @@ from align_jax.rl.config import (
   SamplingConfig,
   ValueConfig,
 )
-from align_jax.rl.engine import check_identity, make_iteration, policy_draw
+from align_jax.rl.engine import check_identity, compile_learner, make_iteration, policy_draw
 from align_jax.rl.online_preference import (
   OnlinePreferenceConfig,
   preference_draw,
@@ -19,7 +19,7 @@ from align_jax.rl.rejection import RejectionConfig, rejection_learner
 from align_jax.rl.rewards import Reward, model_reward, text_reward
 from align_jax.rl.rollouts import Rollout
 from align_jax.rl.shaping import ShapingConfig
-from align_jax.rl.state import OnlineState, create_state
+from align_jax.rl.state import OnlineState, abstract_fresh, create_state
 
 __all__ = [
   "GROUPED",
@@ -34,7 +34,9 @@ __all__ = [
   "SamplingConfig",
   "ShapingConfig",
   "ValueConfig",
+  "abstract_fresh",
   "check_identity",
+  "compile_learner",
   "create_state",
   "make_iteration",
   "model_reward",

@@ -89,9 +89,9 @@ def make_iteration(
   """
   every = opponents + 1
   group = every * sampling.samples_per_prompt
-  settings = {"shaping": shaping, "max_length": sampling.max_new_tokens, "every": every}
-  settings["ema_decay"] = ema_decay
-  compiled = jax.jit(functools.partial(_learn, learner=learner, **settings), donate_argnums=0)
+  compiled = compile_learner(
+    learner, shaping=shaping, sampling=sampling, every=every, ema_decay=ema_decay
+  )
 
   def iterate(state, frozen, batch):
     clock = _Clock()
@@ -112,6 +112,29 @@ def make_iteration(
     return state, metrics, rollout
 
   return iterate
+
+
+def compile_learner(
+  learner: Learner,
+  *,
+  shaping: shaping_lib.ShapingConfig,
+  sampling: SamplingConfig,
+  every: int = 1,
+  ema_decay: float | None = None,
+) -> Callable:
+  """The jitted part of an iteration, `(state, frozen, scored rows) -> (state, metrics)`.
+
+  It reuses the memory of its state. `every`: rows a response of the policy, opponents included.
+  """
+  learn = functools.partial(
+    _learn,
+    learner=learner,
+    shaping=shaping,
+    max_length=sampling.max_new_tokens,
+    every=every,
+    ema_decay=ema_decay,
+  )
+  return jax.jit(learn, donate_argnums=0)
 
 
 class _Clock:

@@ -43,3 +43,14 @@ def create_state(
   scalars = jnp.float32(kl_coef), Moments.empty()
   kl_coef, moments = jax.device_put(scalars, sharding.replicated(mesh))
   return OnlineState(train.step, train.params, train.opt_state, train.rng, kl_coef, moments)
+
+
+def abstract_fresh(trainable: Any, tx: optax.GradientTransformation, mesh) -> OnlineState:
+  """What `create_state` would make, as shapes with their places; `trainable` may be shapes too."""
+  train = state_lib.abstract_fresh(trainable, tx, mesh)
+  everywhere = sharding.replicated(mesh)
+  kl_coef, moments = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+    jax.eval_shape(lambda: (jnp.float32(0), Moments.empty())),
+  )
+  return OnlineState(train.step, train.params, train.opt_state, train.rng, kl_coef, moments)

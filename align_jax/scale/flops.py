@@ -33,8 +33,13 @@ def _of(eqn) -> float:
     return max(inner)
   times = eqn.params["length"] if name == "scan" else 1
   if name == "shard_map":
-    times = math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params["manual_axes"])
+    times = math.prod(eqn.params["mesh"].shape[axis] for axis in _manual(eqn.params))
   return times * sum(inner)
+
+
+def _manual(params) -> frozenset[str]:
+  """The mesh axes over which a shard_map's body runs apart; the name changed between releases."""
+  return params.get("newly_manual_axes", params.get("manual_axes"))
 
 
 def _jaxprs(params):

@@ -76,7 +76,9 @@ class Instruction:
   def groups(self) -> np.ndarray:
     """The devices that take part in this collective together, [groups, size] by place in the mesh."""
     if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", self.text):
-      return np.array([[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed[1])])
+      return np.array(
+        [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed[1])]
+      )
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", self.text):
       shape, dims = ([int(n) for n in part.split(",")] for part in iota.groups()[:2])
       order = [int(n) for n in iota[3].split(",")] if iota[3] else range(len(dims))
@@ -88,7 +90,9 @@ class Instruction:
       places = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
       return places.transpose(order).reshape(-1, math.prod(sizes[a] for a in taken))
     if pairs := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", self.text):
-      return np.array([[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", pairs[1])])
+      return np.array(
+        [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", pairs[1])]
+      )
     return np.zeros((1, 1), int)
 
   @property
@@ -270,4 +274,3 @@ def largest(module: Module, count: int = 5) -> list[Array]:
   """The largest arrays that any instruction outside fusions makes, without repeats."""
   found = {a for name in module.runs for i in module.computations.get(name, ()) for a in i.arrays}
   return sorted(found, key=lambda a: (-a.bytes, a.dtype, a.shape))[:count]
-

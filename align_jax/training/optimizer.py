@@ -26,6 +26,7 @@ class OptimizerConfig:
   eps: float = 1e-8
   weight_decay: float = 0.0
   grad_clip: float = 1.0  # global norm
+  moment_dtype: str = "float32"  # of adamw's first moment; bfloat16 halves it
 
   def __post_init__(self):
     if self.name not in OPTIMIZERS:
@@ -36,6 +37,12 @@ class OptimizerConfig:
       )
     if self.learning_rate <= 0 or self.grad_clip <= 0:
       raise InputError("optimizer.learning_rate and optimizer.grad_clip must be positive")
+    if self.moment_dtype not in ("float32", "bfloat16"):
+      raise InputError(
+        f"optimizer.moment_dtype must be float32 or bfloat16, not {self.moment_dtype!r}"
+      )
+    if self.moment_dtype != "float32" and self.name != "adamw":
+      raise InputError(f"optimizer.moment_dtype is not used by {self.name}; leave it at float32")
     if self.weight_decay and self.name != "adamw":
       raise InputError(f"optimizer.weight_decay is not used by {self.name}; set it to 0")
 
@@ -71,6 +78,7 @@ def make_optimizer(
       b2=config.b2,
       eps=config.eps,
       weight_decay=config.weight_decay,
+      mu_dtype=config.moment_dtype,
       mask=functools.partial(_is_matrix, members=members),
     ),
     "rmsprop": lambda: optax.rmsprop(schedule, decay=config.b2, eps=config.eps),

@@ -59,14 +59,32 @@ def create_state(
   parameters and what is `carried` are copied, because the training step donates its state.
   """
   carried = {} if carried is None else carried
-  placed = jax.tree.map(lambda x: x.sharding, params)
-  kept = jax.tree.map(lambda x: _on_mesh(x.sharding, mesh), carried)
-  shardings = state_shardings(params, placed, tx, mesh, kept)
 
   def init(params, carried, rng):
     return _init(*jax.tree.map(jnp.copy, (params, rng, carried)), tx)
 
-  return jax.jit(init, out_shardings=shardings)(params, carried, jax.random.key(seed))
+  placed = _places(params, tx, mesh, carried)
+  return jax.jit(init, out_shardings=placed)(params, carried, jax.random.key(seed))
+
+
+def abstract_fresh(
+  params, tx: optax.GradientTransformation, mesh, *, carried: dict | None = None
+) -> TrainState:
+  """What `create_state` would make, as shapes with their places; `params` may be shapes too."""
+  carried = {} if carried is None else carried
+  rng = jax.eval_shape(lambda: jax.random.key(0))
+  shapes = jax.eval_shape(lambda p, r, c: _init(p, r, c, tx), params, rng, carried)
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    shapes,
+    _places(params, tx, mesh, carried),
+  )
+
+
+def _places(params, tx, mesh, carried):
+  placed = jax.tree.map(lambda x: x.sharding, params)
+  kept = jax.tree.map(lambda x: _on_mesh(x.sharding, mesh), carried)
+  return state_shardings(params, placed, tx, mesh, kept)
 
 
 def _on_mesh(placed, mesh):
