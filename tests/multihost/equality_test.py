@@ -1,0 +1,172 @@
+"""One process of 8 devices, four of 2 and one device give the same runs: SFT, DPO and PPO.
+
+To the rounding of sums in another order, through the phases themselves: the numbers of every step, and
+what is left in the end. What one of them saved another goes on from, on another mesh.
+"""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from align_jax.training import checkpoints, loop
+from configs import ppo, preference, reward, sft
+from tests.multihost import host
+
+STOP, STEPS = 2, 5
+RUNS = ("1x1", "1x8", "4x2")  # processes x devices of each
+CLOCK = ("time/", "tokens_per_s")
+
+
+def settings(base, init=None, **mesh):
+  """A config file's settings made small, as plain dictionaries."""
+  config = base.get_config()
+  if init is None:
+    config.model.scratch.update(layers=2, embed_dim=32, heads=2, kv_heads=2, mlp_dim=64)
+  else:
+    config.model.init = str(init)
+  config.model.remat = "none"
+  config.mesh.update(mesh)
+  config.loop.update(steps=STEPS, checkpoint_every=STOP, keep=3)
+  config.optimizer.eps = 1e-3  # at 1e-8 Adam makes steps of the rounding of gradients near 0
+  if hasattr(config, "data"):
+    config.loop.eval_every = STOP
+    config.data.update(train="microworld:n=40", eval="microworld:n=12,split=heldout,draw=1")
+    config.data.batch_size = 8
+  return config
+
+
+def online(root):
+  config = settings(ppo, root / "start")
+  config.reward_model = str(root / "reward")
+  config.prompts.update(train="microworld:n=24", batch_size=8)
+  config.sampling.update(max_new_tokens=5, samples_per_prompt=2, slots=8)
+  config.policy_gradient.update(minibatches=2, epochs=1)
+  config.rollouts.update(every=1, rows=3)
+  return config
+
+
+def finished(root, kind, folder, config, devices):
+  """The folder of a run in this process."""
+  assert host.run_job(host.job(kind, config.to_dict(), root / folder), devices) == 0
+  return root / folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """(folder of all runs, statuses on four hosts); their processes start once for everything."""
+  root = tmp_path_factory.mktemp("hosts")
+  one, eight = jax.devices()[:1], jax.devices()
+  for kind, base, init in (("sft", sft, None), ("reward", reward, root / "start")):
+    config = settings(base, init)
+    config.loop.steps = 2
+    finished(root, kind, "start" if kind == "sft" else kind, config, one)
+  kinds = {"sft": settings(sft), "preference": settings(preference, root / "start")}
+  kinds["online"] = online(root)
+  for kind, config in kinds.items():
+    finished(root, kind, f"{kind}-1x1", config, one)
+    finished(root, kind, f"{kind}-1x8", config, eight)
+  # `tensor` goes across pairs of hosts, which then read the same rows.
+  went_on = cut(root, "sft-1x8", "sft-1x8-4x2"), settings(sft, fsdp=2, tensor=4)
+  jobs = [
+    host.job("sft", kinds["sft"].to_dict(), root / "sft-4x2", stop=STOP - 1),
+    host.job("sft", kinds["sft"].to_dict(), root / "sft-4x2"),
+    host.job("sft", went_on[1].to_dict(), went_on[0]),
+    host.job("preference", kinds["preference"].to_dict(), root / "preference-4x2"),
+    host.job("online", kinds["online"].to_dict(), root / "online-4x2"),
+  ]
+  statuses = host.run_hosts(jobs, root / "jobs", count=4, devices=2)
+  finished(root, "sft", cut(root, "sft-4x2", "sft-4x2-1x1").name, kinds["sft"], one)
+  spread = settings(sft, fsdp=4, tensor=2)
+  finished(root, "sft", cut(root, "sft-4x2", "sft-4x2-1x8").name, spread, eight)
+  finished(root, "online", cut(root, "online-4x2", "online-4x2-1x1").name, kinds["online"], one)
+  return root, statuses
+
+
+def cut(root, name, copy):
+  """A copy of a run as it was when it had made STOP steps and saved."""
+  folder = pathlib.Path(shutil.copytree(root / name, root / copy))
+  (folder / "lineage.json").unlink()
+  for step in (folder / "checkpoints").iterdir():
+    if step.name.isdigit() and int(step.name) > STOP:
+      shutil.rmtree(step)
+  return folder
+
+
+def lines(folder):
+  found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in row.items() if not any(c in k for c in CLOCK)} for row in found]
+
+
+def params(folder):
+  """The trained arrays by name, as they lie on disk."""
+  path = checkpoints._folder(folder) / str(checkpoints.latest_step(folder))
+  state = ocp.load(path, checkpointable_name="state")
+  leaves = jax.tree.leaves_with_path(state["params"])
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def assert_same_run(folder, other):
+  """Every number of every step, and every parameter in the end."""
+  ours, theirs = lines(folder), lines(other)
+  assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+  for row, expected in zip(ours, theirs):
+    assert set(row) == set(expected)
+    for name, value in row.items():
+      assert value == pytest.approx(expected[name], rel=2e-4, abs=2e-5), (row["step"], name)
+  trained = params(other)
+  for name, x in params(folder).items():
+    np.testing.assert_allclose(x, trained[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["sft", "preference", "online"])
+@pytest.mark.parametrize("other", ["1x8", "4x2"])
+def test_devices_and_hosts_do_not_change_a_run(runs, kind, other):
+  root, _ = runs
+  assert_same_run(root / f"{kind}-{other}", root / f"{kind}-1x1")
+
+
+def test_the_comparison_would_notice(runs):
+  """A step less or other rows: the numbers of one step are not those of another, nor parameters."""
+  root, _ = runs
+  trained, start = (params(root / name) for name in ("sft-1x1", "start"))
+  assert max(np.abs(trained[name] - start[name]).max() for name in trained) > 1e-3
+  losses = [row["loss"] for row in lines(root / "sft-1x1") if "loss" in row]
+  assert min(abs(a - b) for a, b in zip(losses, losses[1:])) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sft-1x8-4x2", "sft-4x2-1x8", "sft-4x2-1x1", "online-4x2-1x1"])
+def test_what_some_hosts_saved_others_go_on_from(runs, name):
+  """Also on a mesh of another shape: `tensor` over four devices of two hosts, or over two of one."""
+  root, _ = runs
+  assert_same_run(root / name, root / f"{name.split('-')[0]}-1x1")
+
+
+def test_a_notice_to_one_host_stops_all_of_them_at_one_step(runs):
+  """SIGTERM reached the last host; all left with "resume me", and the same command went on."""
+  _, statuses = runs
+  assert statuses == [[loop.RESUME_STATUS, 0, 0, 0, 0]] * 4
+
+
+def test_hosts_answer_with_the_same_words(runs):
+  """Sampled tokens do not depend on where a row was decoded; one host writes them down."""
+  root, _ = runs
+  said = [
+    [(row["step"], row["row"], row["response"]) for row in map(json.loads, text.splitlines())]
+    for text in ((root / f"online-{n}" / "rollouts.jsonl").read_text() for n in RUNS)
+  ]
+  assert said[0] == said[1] == said[2] and len(said[0]) == 3 * STEPS
+  assert len({response for _, _, response in said[0]}) > 3
+
+
+def test_one_host_writes(runs):
+  root, _ = runs
+  for kind in ("sft", "preference", "online"):
+    files = [sorted(f.name for f in (root / f"{kind}-{n}").iterdir()) for n in RUNS]
+    counts = [[name.split(".")[0] for name in found].count("events") for found in files]
+    assert counts[0] == counts[1]
+    assert {n for n in files[0] if "events" not in n} == {n for n in files[2] if "events" not in n}
