@@ -53,30 +53,40 @@ def devices():
 
 
 def run(main: Callable[[], int | None]) -> None:
-  """Runs `main()` behind absl's flags.  An InputError becomes one sentence and exit status 2.
-
-  A loss that is not finite is a sentence and status 1; SIGTERM at any time is status 75, "resume me".
-  """
+  """Runs `main()` behind absl's flags, to an exit status as `status_of` says."""
 
   def guarded(argv):
     if len(argv) > 1:
       raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are given as --config.a.b=c")
     prepare()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESUME_STATUS))  # the loop has its own
-    try:
+
+    def joined():
       distributed.join()
       return main()
-    except InputError as error:
-      print(f"error: {error}", file=sys.stderr)
-      return INPUT_ERROR_STATUS
-    except FloatingPointError as error:
-      print(f"error: {error}", file=sys.stderr)
-      return NOT_FINITE_STATUS
-    except KeyboardInterrupt:
-      print("interrupted: what was not saved is lost", file=sys.stderr)
-      return INTERRUPTED_STATUS
+
+    return status_of(joined)
 
   app.run(distributed.ending_together(guarded), flags_parser=_parse_flags)
+
+
+def status_of(main: Callable[[], int | None]) -> int | None:
+  """Runs `main()`: what a person can act on becomes one sentence on stderr, and an exit status.
+
+  2: an InputError.  1: numbers that are not finite.  75: SIGTERM, "resume me", from the start to the
+  end.  130: a second Ctrl-C; the first is SIGTERM to a run that trains.
+  """
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESUME_STATUS))  # the loop has its own
+  try:
+    return main()
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return INPUT_ERROR_STATUS
+  except FloatingPointError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return NOT_FINITE_STATUS
+  except KeyboardInterrupt:
+    print("interrupted: what was not saved is lost", file=sys.stderr)
+    return INTERRUPTED_STATUS
 
 
 def _parse_flags(argv):

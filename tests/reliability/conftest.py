@@ -47,11 +47,18 @@ def state_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
   return {jax.tree_util.keystr(path): plain(x) for path, x in leaves}
 
 
+def steps_of(folder: pathlib.Path) -> list[int]:
+  """The checkpoints of a run, in order."""
+  if not (folder / "checkpoints").exists():
+    return []
+  return sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+
+
 class Runner:
   """Starts runs through a zygote; see zygote.py."""
 
   steps, every = STEPS, EVERY
-  said, lines_of, state_of = map(staticmethod, (said, lines_of, state_of))
+  said, lines_of, state_of, steps_of = map(staticmethod, (said, lines_of, state_of, steps_of))
 
   def __init__(self, root: pathlib.Path):
     self.root = root

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import signal
 import sys
 import threading
@@ -18,8 +19,8 @@ os.environ.update(JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="2")
 
 import jax
 
+from align_jax import app
 from align_jax import config as config_lib
-from align_jax.errors import InputError
 from align_jax.phases import online, preference, reward, rollout_log, sft
 from align_jax.training import checkpoints, loop, metrics, workdir
 
@@ -29,27 +30,32 @@ PHASES = {
   "dpo": (preference.run, preference.PreferenceConfig),
   "ppo": (online.run, online.OnlineConfig),
 }
-INPUT_ERROR, CRASHED = 2, 1
-
-
-def die():
-  os.kill(os.getpid(), signal.SIGKILL)
-  time.sleep(60)  # a signal is not always there at once, and nothing more may happen
+CRASHED = 70
 
 
 class Bomb:
-  """Kills this process at the `count`-th passage, `delay` seconds later."""
+  """Sends this process signals at the `count`-th passage, `delay` seconds later; or fills its disk."""
 
-  def __init__(self, count: int, delay: float):
-    self.count, self.delay = count, delay
+  def __init__(self, count: int, delay: float = 0.0, signals=("SIGKILL",), disk: int = 0):
+    self.count, self.delay, self.disk = count, delay, disk
+    self.signals = [signal.Signals[name] for name in signals]
 
   def __call__(self):
     self.count -= 1
     if self.count == 0:
       if self.delay:
-        threading.Timer(self.delay, die).start()
+        threading.Timer(self.delay, self.explode).start()
       else:
-        die()
+        self.explode()
+
+  def explode(self):
+    if self.disk:  # no file may grow beyond so many bytes
+      resource.setrlimit(resource.RLIMIT_FSIZE, (self.disk, resource.RLIM_INFINITY))
+      return
+    for number in self.signals:
+      os.kill(os.getpid(), number)
+    if signal.SIGKILL in self.signals:
+      time.sleep(60)  # a signal is not always there at once, and nothing more may happen
 
 
 def wrap(owner, name, *, before=None, after=None):
@@ -92,18 +98,20 @@ def torn_lines(owner, name, bomb):
       file = file if file.is_absolute() else self._file
       with file.open("a") as handle:
         handle.write(f'{{"step": {step}, "lo')
-      die()
+      bomb.explode()
     return original(self, step, *args, **named)
 
   original = getattr(owner, name)
   setattr(owner, name, write)
 
 
-def plant(site: str, count: int, delay: float):
+def plant(site: str, **bomb):
   """Puts the bomb where it belongs."""
-  bomb = Bomb(count, delay)
+  bomb = Bomb(**bomb)
   if site == "start":
     wrap(checkpoints.Checkpoints, "restore", after=bomb)
+  elif site == "before save":
+    wrap(checkpoints.Checkpoints, "save", before=bomb)
   elif site == "save":
     wrap(checkpoints.Checkpoints, "save", after=bomb)
   elif site == "end":
@@ -137,14 +145,8 @@ def run(task: dict) -> int:
   if task.get("bomb"):
     plant(**task["bomb"])
   phase, cls = PHASES[task["phase"]]
-  try:
-    phase(config_lib.build(cls, task["config"]), task["workdir"], jax.devices()[:1])
-  except SystemExit as stop:
-    return stop.code
-  except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return INPUT_ERROR
-  return 0
+  config = config_lib.build(cls, task["config"])
+  return app.status_of(lambda: phase(config, task["workdir"], jax.devices()[:1])) or 0
 
 
 def child(task: dict):
@@ -155,6 +157,8 @@ def child(task: dict):
   status = CRASHED
   try:
     status = run(task)
+  except SystemExit as stop:
+    status = stop.code
   except BaseException:
     traceback.print_exc()
   sys.stdout.flush(), sys.stderr.flush()
