@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from align_jax.errors import InputError
 from align_jax.models import attention, blockwise, splash
 from align_jax.models.attention import Rows
 
@@ -22,9 +23,12 @@ def choose(impl: str, length: int, mesh) -> str:
   """How "auto" attends to rows of `length`: xla, splash, blockwise, or `by_platform`.
 
   splash for a mesh of TPUs, blockwise where time is split, xla elsewhere and for short rows.
-  Without a mesh the platform is known no sooner than the program is lowered for it.
+  Without a mesh the platform is known no sooner than the program is lowered for it.  Raises InputError
+  for splash on a mesh of other devices.
   """
   parts = mesh.shape.get(CONTEXT, 1)
+  if impl == "splash" and platform(mesh) not in ("tpu", None):
+    raise InputError(f"splash is a kernel for TPUs and the mesh is of {platform(mesh)} devices")
   if impl != "auto":
     return impl
   if length < SHORTEST or length % parts:
@@ -62,7 +66,7 @@ def attend(
   """softmax(scale q.k) v of q [B, T, K, G, H], k and v [B, T, K, H] -> [B, T, K, G, H].
 
   `impl` is splash, blockwise or by_platform, `mesh` an abstract mesh; rows are padded to what the
-  tiles divide.  Raises ValueError where time does not split over `context`.
+  tiles divide.  Raises InputError where time does not split over `context`.
   """
   options = dict(scale=scale, softcap=softcap)
   if impl == "by_platform":
@@ -74,7 +78,7 @@ def attend(
     return jax.lax.platform_dependent(q, k, v, rows, tpu=on_tpu, default=elsewhere)
   length, parts = q.shape[1], mesh.shape.get(CONTEXT, 1)
   if length % parts:
-    raise ValueError(
+    raise InputError(
       f"rows of {length} tokens do not split over {parts} parts of the mesh's context"
     )
   tiles = splash.padded_length if impl == "splash" else blockwise.padded_length
@@ -103,7 +107,7 @@ class _Split:
     self.mesh, self.shape = mesh, shape
     kinds = dict(zip(mesh.axis_names, mesh.axis_types))
     free = {n: s for n, s in mesh.shape.items() if kinds[n] != AxisType.Manual and s > 1}
-    self.used = bool(free)
+    self.used, self.axes = bool(free), {n for n in kinds if kinds[n] != AxisType.Manual}
     batch, _, kv_heads, group, _ = shape
     ways, self.batch = 1, ()
     for axis in BATCH_AXES:
@@ -134,8 +138,9 @@ class _Split:
 
     in_specs = (self.q_spec, self.k_spec, self.k_spec, *specs)
     mapped = jax.shard_map(
-      local, mesh=self.mesh, in_specs=in_specs, out_specs=self.q_spec, check_vma=False
-    )
+      local, mesh=self.mesh, in_specs=in_specs, out_specs=self.q_spec, axis_names=self.axes,
+      check_vma=False,
+    )  # fmt: skip
     q = q.reshape(b, t, kv_heads * self.sharing, group // self.sharing, h)
     return mapped(q, k, v, *rest).reshape(self.shape)
 
