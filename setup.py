@@ -43,6 +43,7 @@ setuptools.setup(
   extras_require={
     "tpu": ["jax[tpu]", "etils[epath-gcs]>=1.9"],
     "cuda": ["jax[cuda13]"],
+    "compile": ["libtpu"],  # compiles for TPU slices on a machine without TPUs
     "test": [
       "hypothesis>=6",
       "ipykernel>=6",
