@@ -43,7 +43,7 @@ setuptools.setup(
   extras_require={
     "tpu": ["jax[tpu]", "etils[epath-gcs]>=1.9"],
     "cuda": ["jax[cuda13]"],
-    "compile": ["libtpu"],  # compiles for TPU slices on a machine without TPUs
+    "compile": ["jax[tpu]"],  # its compiler (libtpu) needs no TPU
     "test": [
       "hypothesis>=6",
       "ipykernel>=6",
