@@ -79,6 +79,7 @@ def loop(steps: int, *, eval_every: int = 0, checkpoint_every: int = 0):
     checkpoint_every=checkpoint_every,  # 0: at the end only
     keep=2,  # newest checkpoints preserved
     keep_every=0,  # and those of every so many steps; 0: no others
+    checkpoints="",  # where they go, a folder or a bucket (gs://...); "": into the workdir
     spike="warn",  # a loss that leaps: warn, stop or off
     stuck="warn",  # a loss that stays where it was before anything was learned
   )

@@ -21,6 +21,7 @@ from align_jax.errors import InputError
 from align_jax.training import integrity
 from align_jax.training.integrity import Damaged
 from align_jax.training.state import abstract_state
+from align_jax.training.workdir import read_json
 
 _RECORD = "record"  # an item of JSON values, which the first host writes for all
 _STEPS = ocp.path.step.standard_name_format()
@@ -33,8 +34,10 @@ class Checkpoints:
   divides.  A write that fails leaves the checkpoints before it: InputError names the last one.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, *, keep: int, keep_every: int = 0):
-    self._folder, self._saved = _folder(workdir), None
+  def __init__(
+    self, workdir: str | pathlib.Path, *, keep: int, keep_every: int = 0, root: str = ""
+  ):
+    self._folder, self._saved = _folder(workdir, root), None
     self._open, self._keep, self._keep_every = None, keep, keep_every
 
   def restore(self, state, data) -> tuple[Any, Mapping[str, Any]] | None:
@@ -112,10 +115,20 @@ class Checkpoints:
       ) from error
 
 
-def _folder(workdir: str | pathlib.Path) -> epath.Path:
-  """Orbax writes to absolute paths only; a bucket's path is one already."""
-  absolute = workdir if "://" in str(workdir) else os.path.abspath(workdir)
-  return epath.Path(absolute) / "checkpoints"
+def _folder(workdir: str | pathlib.Path, root: str = "") -> epath.Path:
+  """Where the checkpoints of a run are: `<workdir>/checkpoints`, or the like under its loop.checkpoints.
+
+  There the whole path of the workdir follows, so that the runs of a sweep do not meet.  Orbax writes to
+  absolute paths only; a bucket's path is one already.
+  """
+  folder = pathlib.Path(os.path.abspath(workdir))
+  config = folder / "config.json"
+  if not root and config.exists():
+    root = (read_json(config).get("loop") or {}).get("checkpoints") or ""
+  if not root:
+    return epath.Path(folder) / "checkpoints"
+  root = root if "://" in root else os.path.abspath(root)
+  return epath.Path(root) / folder.relative_to(folder.anchor) / "checkpoints"
 
 
 def _context() -> ocp.Context:

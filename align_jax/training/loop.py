@@ -32,6 +32,7 @@ class LoopConfig:
   checkpoint_every: int = 0  # steps; 0 means at the end only
   keep: int = 2  # newest checkpoints preserved
   keep_every: int = 0  # and those of every so many steps; 0: no others
+  checkpoints: str = ""  # where they go, a folder or a bucket (gs://...); "": into the workdir
   spike: str = "warn"  # of the loss, see `guards`: warn, stop or off
   stuck: str = "warn"  # a loss that stays what it was before anything was learned
 
@@ -129,7 +130,9 @@ class _Saver:
   """The checkpoints of one run, and what they say of it."""
 
   def __init__(self, workdir, config: LoopConfig, metadata: dict):
-    self._checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=config.keep_every)
+    self._checkpoints = Checkpoints(
+      workdir, keep=config.keep, keep_every=config.keep_every, root=config.checkpoints
+    )
     self._workdir, self._metadata = workdir, metadata
     self._lines = 0  # of metrics.jsonl, by the checkpoint that the run goes on from
     self.log = None

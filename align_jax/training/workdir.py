@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from align_jax import config as config_lib
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 
 
 def open_workdir(path: str | pathlib.Path, phase: str, settings: dict[str, Any]) -> pathlib.Path:
@@ -20,6 +20,11 @@ def open_workdir(path: str | pathlib.Path, phase: str, settings: dict[str, Any])
 
   Only the mesh may be another: a run goes on on whatever devices there are.
   """
+  if "://" in str(path):
+    raise InputError(
+      f"the workdir {path} must be a folder of the file system; its checkpoints may lie in a bucket: "
+      "set config.loop.checkpoints"
+    )
   folder = pathlib.Path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,6 +36,8 @@ def open_workdir(path: str | pathlib.Path, phase: str, settings: dict[str, Any])
   file = folder / "config.json"
   if file.exists():
     old = read_json(file)
+    if not isinstance(old, dict):
+      raise InputError(f"{file} must hold an object, not {type(old).__name__}")
     changes = config_lib.difference(_anywhere(old), _anywhere(new))
     if changes:
       raise InputError(
@@ -82,8 +89,8 @@ def read_json(file: pathlib.Path):
     raise InputError(f"{file} is missing: {file.parent} is not the workdir of a finished phase")
   try:
     return json.loads(file.read_text())
-  except ValueError as error:
-    raise InputError(f"{file} is not valid JSON: {error}") from error
+  except (OSError, ValueError, RecursionError) as error:
+    raise InputError(f"{file} is not valid JSON: {one_line(error)}") from error
 
 
 def write_stop(folder: pathlib.Path, stop: tuple[int, str] | None):

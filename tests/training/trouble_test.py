@@ -166,6 +166,31 @@ def test_checkpoints_of_every_so_many_steps_stay(tmp_path, mesh, compiled):
   assert steps_of(tmp_path) == [3, 6, 9]
 
 
+def test_checkpoints_may_lie_elsewhere(tmp_path, mesh, compiled):
+  """Those of runs with the same setting do not meet, and who reads a workdir finds them."""
+  settings = {"loop": {"checkpoints": str(tmp_path / "bucket")}}
+  for name, steps in (("a", 4), ("b", 9)):
+    folder = workdir.open_workdir(tmp_path / name, "test", settings)
+    run(folder, mesh, compiled, steps=steps, **settings["loop"])
+    assert not (folder / "checkpoints").exists()
+    assert checkpoints.latest_step(folder) == steps
+  assert len(list((tmp_path / "bucket").rglob("_CHECKPOINT_METADATA"))) == 4
+  assert int(run(tmp_path / "a", mesh, compiled, **settings["loop"]).step) == 9
+
+
+def test_a_bucket_as_workdir_is_refused():
+  with pytest.raises(
+    InputError, match="gs://b/run must be a folder .* set config.loop.checkpoints"
+  ):
+    workdir.open_workdir("gs://b/run", "sft", {})
+
+
+def test_a_path_in_a_bucket_is_kept_as_it_is():
+  """Not made absolute, nor its slashes joined."""
+  folder = checkpoints._folder("/home/me/runs/sft", "gs://bucket/runs")
+  assert str(folder) == "gs://bucket/runs/home/me/runs/sft/checkpoints"
+
+
 def test_lost_lines_of_metrics_are_told(tmp_path, mesh, compiled, capsys):
   run(tmp_path, mesh, compiled, steps=4)
   kept = (tmp_path / "metrics.jsonl").read_text().splitlines()[:-1]
