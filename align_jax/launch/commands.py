@@ -80,6 +80,8 @@ def job(request: Request, node: int) -> list[str]:
   words = [".venv/bin/python", "-m", "align_jax.launch.worker", f"--slice={node}"]
   if request.bucket:
     words.append(f"--env=JAX_COMPILATION_CACHE_DIR={request.bucket}/compiled")
+  if request.mirror:
+    words += ["--mirror", *request.mirror]
   remote = shlex.join([*words, "--", *request.command])
   return _ssh(request, node, f"cd {_FOLDER} && {remote}")
 

@@ -16,6 +16,7 @@ CODE = (
   "experiments",
   "configs",
 )  # what a host gets
+TRAINING = ("sft", "reward", "preference", "ppo")  # what writes checkpoints of its own
 TIERS = ("on_demand", "spot", "reserved")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,60}[a-z0-9])?")
 _ZONE = re.compile(r"[a-z]+-[a-z]+\d+-[a-z]")
@@ -34,6 +35,7 @@ class Request:
   project: str | None = None
   runtime_version: str = ""
   bucket: str | None = None
+  mirror: tuple[str, str] | None = None  # (workdir on a host, where it lies in a bucket)
   keep: bool = False
   max_restarts: int = 20
   wait_minutes: int = 24 * 60  # for the slice
@@ -92,8 +94,9 @@ def request(
   if not _NAME.fullmatch(name):
     raise InputError(f"--name must be lower-case letters, digits and dashes, not {name!r}")
   _no_local_paths(command, folder, copied)
+  mirror = None
   if module:
-    command = _started_everywhere(command, bucket, name)
+    command, mirror = _started_everywhere(module, command, bucket, name)
   return Request(
     slice_,
     zone,
@@ -104,6 +107,7 @@ def request(
     project=project,
     runtime_version=runtime,
     bucket=bucket and bucket.rstrip("/"),
+    mirror=mirror,
     keep=keep,
     max_restarts=max_restarts,
     wait_minutes=wait_minutes,
@@ -147,18 +151,32 @@ def _module(command: list[str], root: pathlib.Path) -> str | None:
   return module
 
 
-def _started_everywhere(command: list[str], bucket: str | None, name: str) -> list[str]:
-  """With --distributed, and a workdir that outlives the slice."""
+def _started_everywhere(module: str, command: list[str], bucket: str | None, name: str):
+  """(command, mirror): with --distributed, and a workdir that outlives the slice.
+
+  A workdir is a folder of the file system: a host's is kept the same as that in the bucket, and
+  checkpoints, which all hosts write together, go into the bucket at once.
+  """
   workdir = _flag(command, "workdir")
   if workdir is None and bucket:
-    command = [*command, f"--workdir={bucket.rstrip('/')}/{name}"]
+    workdir = f"{bucket.rstrip('/')}/{name}"
   elif workdir is None:
     raise InputError("the command needs --workdir=gs://..., or the launch --bucket=gs://...")
   elif not workdir.startswith("gs://"):
     raise InputError(
       f"--workdir={workdir}: a host's disk is lost with its slice, so it must be a gs:// path"
     )
-  return command if "--distributed" in command else [*command, "--distributed"]
+  workdir = workdir.rstrip("/")
+  local = f"work/{workdir.rpartition('/')[2]}"
+  kept, taken = [], False
+  for word in command:
+    if not taken and not word.startswith("--workdir="):
+      kept += [] if word == "--workdir" else [word]
+    taken = word == "--workdir"
+  kept.append(f"--workdir={local}")
+  if module in TRAINING and _flag(command, "config.loop.checkpoints") is None:
+    kept.append(f"--config.loop.checkpoints={workdir}/checkpoints")
+  return [w for w in kept if w != "--distributed"] + ["--distributed"], (local, workdir)
 
 
 def _flag(command: list[str], name: str) -> str | None:

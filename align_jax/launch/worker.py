@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 STATUS = "exit status "
@@ -57,6 +58,51 @@ def run(command: list[str], mark: str, state: pathlib.Path, emit=print) -> int:
   if (state / "job.pid").read_text() == me:  # and not already that of a job after this one
     (state / "job.pid").unlink()
   return status if status >= 0 else 128 - status
+
+
+def fetch(local: str, bucket: str, emit, call=subprocess.run) -> None:
+  """The workdir as a run before left it in the bucket; the first run finds nothing there."""
+  pathlib.Path(local).mkdir(parents=True, exist_ok=True)
+  found = call(_sync(bucket, local), capture_output=True, text=True)
+  if found.returncode:
+    emit(f"nothing taken over from {bucket}: {found.stderr.strip().splitlines()[-1:]}")
+
+
+@contextlib.contextmanager
+def mirrored(local: str, bucket: str, emit, *, seconds: float = 60, call=subprocess.run):
+  """Keeps the bucket's copy of the workdir new while the job runs, and once more when it has ended."""
+  over = threading.Event()
+
+  def copy():
+    done = call(_sync(local, bucket), capture_output=True, text=True)
+    if done.returncode:
+      emit(f"the workdir could not be copied to {bucket}: {done.stderr.strip()[-300:]}")
+
+  def again():
+    while not over.wait(seconds):
+      copy()
+
+  thread = threading.Thread(target=again, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    over.set()
+    thread.join()
+    copy()
+
+
+def _sync(source: str, destination: str) -> list[str]:
+  """Checkpoints are left out: they are written into the bucket as they are made."""
+  return [
+    "gcloud",
+    "storage",
+    "rsync",
+    "--recursive",
+    "--exclude=^checkpoints/.*",
+    source,
+    destination,
+  ]
 
 
 def _said(emit, line: str):
@@ -105,6 +151,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--slice", type=int, required=True)
   parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
   parser.add_argument("--state", type=pathlib.Path, default=pathlib.Path("launch"))
+  parser.add_argument("--mirror", nargs=2, metavar=("FOLDER", "BUCKET"))
   parser.add_argument("command", nargs=argparse.REMAINDER)
   options = parser.parse_args(argv)
   os.environ.update(pair.split("=", 1) for pair in options.env)
@@ -115,7 +162,19 @@ def main(argv: list[str]) -> int:
   def emit(line):
     print(line, flush=True)
 
-  status = run(command, mark, options.state, emit)
+  first = options.slice == 0 and host_number(socket.gethostname()) == 0
+
+  def noted(line):
+    _said(emit, mark + line)
+
+  if options.mirror:
+    end_previous(options.state / "job.pid")
+    fetch(*options.mirror, noted)
+  keeping = (
+    mirrored(*options.mirror, noted) if options.mirror and first else contextlib.nullcontext()
+  )
+  with keeping:
+    status = run(command, mark, options.state, emit)
   _said(emit, f"{mark}{STATUS}{status}")
   return status
 

@@ -43,9 +43,10 @@ python3 -m pip install -q --user --break-system-packages uv; } && \
 python3 -m uv pip install -q --python=.venv/bin/python --editable '"'"'.[tpu]'"'"''
 # the command on align-sft-v5p-16; after status 75 again
 gcloud compute tpus tpu-vm ssh align-sft-v5p-16 --worker=all --zone=us-east5-a --project=me \
-'--command=cd align_jax && .venv/bin/python -m align_jax.launch.worker --slice=0 -- \
-python -m experiments.sft --workdir=gs://mine/sft '"'"'--config.data.train=microworld:n=8 + a.jsonl'"'"' \
---distributed'
+'--command=cd align_jax && .venv/bin/python -m align_jax.launch.worker --slice=0 \
+--mirror work/sft gs://mine/sft -- python -m experiments.sft \
+'"'"'--config.data.train=microworld:n=8 + a.jsonl'"'"' --workdir=work/sft \
+--config.loop.checkpoints=gs://mine/sft/checkpoints --distributed'
 # if the command fails: is the slice still there?
 gcloud compute tpus queued-resources describe align-sft-v5p-16 --zone=us-east5-a --project=me --format=json
 # and healthy? if not: delete, create, go on
@@ -75,7 +76,12 @@ def test_what_is_printed_is_what_is_run():
   words = commands.job(asked(odd), 0)
   assert shlex.split(shlex.join(words)) == words
   remote = shlex.split(words[-1].removeprefix("--command="))
-  assert remote[-len(odd) - 1 :] == [*odd, "--distributed"]
+  setting = odd[-1]
+  assert remote[remote.index("python") :] == [
+    *SFT[:3], setting, "--workdir=work/sft", "--config.loop.checkpoints=gs://mine/sft/checkpoints",
+    "--distributed",
+  ]  # fmt: skip
+  assert remote[remote.index("--mirror") :][:3] == ["--mirror", "work/sft", "gs://mine/sft"]
 
 
 def test_mistakes_are_one_sentence_and_status_2():
@@ -117,7 +123,18 @@ def test_what_cannot_work_is_refused(options, says):
 
 def test_workdir_and_compiled_programs_go_to_the_bucket():
   wanted = asked(SFT[:3], bucket="gs://mine/runs/")
-  assert wanted.command[3:] == ("--workdir=gs://mine/runs/align-sft-v5p-16", "--distributed")
+  assert wanted.mirror == ("work/align-sft-v5p-16", "gs://mine/runs/align-sft-v5p-16")
+  assert wanted.command[3:] == (
+    "--workdir=work/align-sft-v5p-16",
+    "--config.loop.checkpoints=gs://mine/runs/align-sft-v5p-16/checkpoints",
+    "--distributed",
+  )
+  two = asked([*SFT[:3], "--workdir", "gs://mine/a/", "--config.loop.checkpoints=gs://b/c"])
+  assert two.command[3:] == (
+    "--config.loop.checkpoints=gs://b/c",
+    "--workdir=work/a",
+    "--distributed",
+  )
   assert "JAX_COMPILATION_CACHE_DIR=gs://mine/runs/compiled" in commands.job(wanted, 0)[-1]
 
 

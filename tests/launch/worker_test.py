@@ -109,3 +109,21 @@ def test_a_job_that_will_not_stop_is_killed(tmp_path):
 )  # fmt: skip
 def test_hosts_are_numbered_by_their_names(name, number):
   assert worker.host_number(name) == number
+
+
+def test_the_workdir_is_taken_over_and_kept_in_the_bucket(tmp_path):
+  """Fetched before the job, copied while it runs and after it; without the checkpoints."""
+  calls, said = [], []
+
+  def call(words, **_):
+    calls.append(words)
+    return subprocess.CompletedProcess(words, len(calls) == 2, "", "no bucket")
+
+  local = str(tmp_path / "work")
+  worker.fetch(local, "gs://b/x", said.append, call)
+  assert pathlib.Path(local).is_dir() and calls[0][-2:] == ["gs://b/x", local] and not said
+  with worker.mirrored(local, "gs://b/x", said.append, seconds=0.01, call=call):
+    while len(calls) < 4:
+      time.sleep(0.01)
+  assert all(c[-2:] == [local, "gs://b/x"] and "--exclude=^checkpoints/.*" in c for c in calls[1:])
+  assert said == ["the workdir could not be copied to gs://b/x: no bucket"]
