@@ -396,7 +396,7 @@ def ks_distance(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
 def load(folder: str | pathlib.Path) -> Audit:
   """Reads audit.json; InputError that names the file and the field at fault."""
   file = pathlib.Path(folder) / "audit.json"
-  return config_lib.build(Audit, results.read_json(file), str(file))
+  return config_lib.build(Audit, results.read_json(file), str(file), finite=False)
 
 
 def _goes_with(gold: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

@@ -197,7 +197,7 @@ def save(folder: str | pathlib.Path, found: BestOfN) -> None:
 def load(folder: str | pathlib.Path) -> BestOfN:
   """Reads best_of_n.json; InputError that names the file and the field at fault."""
   file = pathlib.Path(folder) / "best_of_n.json"
-  return config_lib.build(BestOfN, results.read_json(file), str(file))
+  return config_lib.build(BestOfN, results.read_json(file), str(file), finite=False)
 
 
 @plots.styled

@@ -309,4 +309,4 @@ def rl_law(points: Sequence[RlPoint], share: float) -> tuple[Fit | None, Extrapo
 def load(folder: str | pathlib.Path) -> Report:
   """Reads overoptimization.json; InputError that names the file and the field at fault."""
   file = pathlib.Path(folder) / "overoptimization.json"
-  return config_lib.build(Report, results.read_json(file), str(file))
+  return config_lib.build(Report, results.read_json(file), str(file), finite=False)

@@ -111,14 +111,16 @@ def load(folder: str | pathlib.Path) -> PolicyEvaluation | RewardEvaluation:
   kind = values.get("kind") if isinstance(values, dict) else None
   if kind not in kinds:
     raise InputError(f"{file}: field 'kind' must be one of {', '.join(kinds)}, not {kind!r}")
-  return config_lib.build(kinds[kind], values, str(file))
+  return config_lib.build(kinds[kind], values, str(file), finite=False)
 
 
 def load_samples(folder: str | pathlib.Path) -> tuple[Sample, ...]:
   """Reads samples.jsonl; InputError that names file, line and field."""
   file = pathlib.Path(folder) / "samples.jsonl"
   return tuple(
-    config_lib.build(Sample, {"score": math.nan} | _without_nulls(row), f"{file}:{number}")
+    config_lib.build(
+      Sample, {"score": math.nan} | _without_nulls(row), f"{file}:{number}", finite=False
+    )
     for number, row in read_lines(file)
   )
 
@@ -129,7 +131,7 @@ def read_json(file: pathlib.Path) -> Any:
     return json.loads(file.read_text(), object_hook=_revive)
   except OSError as error:
     raise InputError(f"{file} cannot be read: {error.strerror}") from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise InputError(f"{file} is not valid JSON: {error}") from error
 
 

@@ -170,8 +170,8 @@ def _ahead(margins: np.ndarray) -> np.ndarray:
 
 
 def load_collection(file: pathlib.Path) -> Collection:
-  return config_lib.build(Collection, results.read_json(file), str(file))
+  return config_lib.build(Collection, results.read_json(file), str(file), finite=False)
 
 
 def load_policy(file: pathlib.Path) -> PolicyDrift:
-  return config_lib.build(PolicyDrift, results.read_json(file), str(file))
+  return config_lib.build(PolicyDrift, results.read_json(file), str(file), finite=False)

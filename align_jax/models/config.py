@@ -1,11 +1,19 @@
 """What a decoder is made of: one frozen, hashable dataclass for every supported family."""
 
 import dataclasses
+import math
 
 REMAT = ("none", "dots", "full")
 ACTIVATIONS = ("silu", "gelu_tanh")
+MOST_LAYERS = 10_000  # a file that says more is damaged
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION = ("auto", "xla", "splash", "blockwise")
+
+
+_POSITIVE = (
+  "norm_eps", "attention_scale", "attention_softcap", "logit_softcap", "rope_theta",
+  "rope_local_theta", "max_length",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +29,9 @@ class RopeScaling:
   def __post_init__(self):
     if self.kind not in ("linear", "llama3"):
       raise ValueError(f"rope scaling {self.kind!r} is not supported; linear and llama3 are")
+    for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_length"):
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(f"rope scaling: {name} must be positive, not {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +72,14 @@ class ModelConfig:
 
   def __post_init__(self):
     for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "mlp_dim"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+      if not 1 <= getattr(self, name) < 2**31:
+        raise ValueError(f"{name} must be positive and of 31 bits, not {getattr(self, name)}")
+    if self.num_layers > MOST_LAYERS:
+      raise ValueError(f"num_layers is {self.num_layers}: no model is so deep")
+    for name in _POSITIVE:
+      value = getattr(self, name)
+      if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, not {value}")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"

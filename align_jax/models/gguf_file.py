@@ -5,9 +5,9 @@ import pathlib
 import gguf
 import numpy as np
 
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from align_jax.models import gguf_reader
-from align_jax.models.config import ModelConfig, RopeScaling
+from align_jax.models.config import MOST_LAYERS, ModelConfig, RopeScaling
 from align_jax.models.families import FAMILIES
 
 _FAMILY = {family.gguf: kind for kind, family in reversed(FAMILIES.items())}
@@ -26,7 +26,7 @@ class GgufFile:
     self.path = str(path)
     self._fields, self._tensors = gguf_reader.read(path)
     self.architecture = self.field("general.architecture")
-    if self.architecture not in _FAMILY:
+    if not isinstance(self.architecture, str) or self.architecture not in _FAMILY:
       known = ", ".join(_FAMILY)
       raise InputError(f"{path}: architecture {self.architecture!r} is not supported; {known} are")
 
@@ -48,16 +48,24 @@ class GgufFile:
     """float32; vectors are one row to GGUF."""
     tensor = self._tensors[name]
     if columns is None:
-      values = gguf.quants.dequantize(tensor.data, tensor.type)[rows]
+      values = self._values(tensor.data, tensor.type, name)[rows]
       plus_one = FAMILIES[_FAMILY[self.architecture]].features["norm_plus_one"]
       return values - 1.0 if plus_one else values
     if self.architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
-      values = gguf.quants.dequantize(tensor.data, tensor.type)
+      values = self._values(tensor.data, tensor.type, name)
       return self._unpermute(values, name)[rows, columns]
-    return self._dequantise(tensor, rows, columns)
+    return self._dequantise(tensor, rows, columns, name)
 
   def config(self) -> ModelConfig:
-    """The model the metadata describes."""
+    """The model the metadata describes; raises InputError where they describe none."""
+    try:
+      return self._config()
+    except InputError:
+      raise
+    except (ValueError, TypeError, ArithmeticError) as error:
+      raise InputError(f"{self.path}: its metadata describe no model: {one_line(error)}") from error
+
+  def _config(self) -> ModelConfig:
     arch = self.architecture
     family = FAMILIES[_FAMILY[arch]]
     shapes = self.shapes()
@@ -68,6 +76,8 @@ class GgufFile:
       return self.field(f"{arch}.{name}", default)
 
     heads, dim, layers = get("attention.head_count"), get("embedding_length"), get("block_count")
+    if layers > MOST_LAYERS:
+      raise InputError(f"{self.path}: field '{arch}.block_count' is {layers}: no model is so deep")
     if (arch, layers) in _UNSAID_SCALE:
       raise InputError(f"{self.path}: the 27B {arch} is read from its Hugging Face folder only")
     window = get("attention.sliding_window", 0) or None
@@ -96,12 +106,20 @@ class GgufFile:
       **family.features,
     )
 
-  def _dequantise(self, tensor, rows, columns):
+  def _values(self, data, kind, name):
+    try:
+      return gguf.quants.dequantize(data, kind)
+    except (NotImplementedError, ValueError) as error:
+      raise InputError(
+        f"{self.path}: tensor {name!r} of type {kind.name} cannot be read: {one_line(error)}"
+      ) from error
+
+  def _dequantise(self, tensor, rows, columns, name):
     # In pieces, because dequantising takes several times the memory of its result.
     out = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
     for start in range(rows.start, rows.stop, _PIECE):
       piece = slice(start, min(start + _PIECE, rows.stop))
-      values = gguf.quants.dequantize(tensor.data[piece], tensor.type)
+      values = self._values(tensor.data[piece], tensor.type, name)
       out[piece.start - rows.start : piece.stop - rows.start] = values[:, columns]
     return out
 

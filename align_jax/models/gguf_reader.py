@@ -12,13 +12,17 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 
 _SCALARS = {
   0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8",
   11: "<i8", 12: "<f8",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_MANGLED = (  # what a file of other bytes makes of the parsing below
+  ValueError, LookupError, TypeError, ArithmeticError, MemoryError, RecursionError, OSError,
+  struct.error,
+)  # fmt: skip
 
 
 class Tensor(NamedTuple):
@@ -36,8 +40,8 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return _parse(_Cursor(buffer))
   except FileNotFoundError as error:
     raise InputError(f"{path} does not exist") from error
-  except (ValueError, KeyError, struct.error, OSError, OverflowError) as error:
-    raise InputError(f"{path} is no readable GGUF file: {error}") from error
+  except _MANGLED as error:
+    raise InputError(f"{path} is no readable GGUF file: {one_line(error)}") from error
 
 
 class _Cursor:

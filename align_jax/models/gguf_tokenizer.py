@@ -4,7 +4,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from align_jax.models.gguf_file import GgufFile
 
 # Token types of llama.cpp.
@@ -18,7 +18,17 @@ _SPLITS = {"llama-bpe": _LLAMA3, "qwen2": _LLAMA3.replace("{1,3}", "")}
 
 
 def load(file: GgufFile) -> transformers.PreTrainedTokenizerFast:
-  """The file's tokenizer with its special tokens and chat template."""
+  """The file's tokenizer with its special tokens and chat template; InputError if none works."""
+  try:
+    return _load(file)
+  except InputError:
+    raise
+  except Exception as error:  # of the library in Rust too
+    what = f"{type(error).__name__}: {one_line(error)}"
+    raise InputError(f"{file.path} holds no tokenizer that can be read ({what})") from error
+
+
+def _load(file: GgufFile) -> transformers.PreTrainedTokenizerFast:
   kind = file.field("tokenizer.ggml.model")
   tokens = file.field("tokenizer.ggml.tokens")
   if kind == "gpt2":

@@ -1,18 +1,37 @@
 """config.json to ModelConfig and back."""
 
-from align_jax.errors import InputError
-from align_jax.models.config import ModelConfig, RopeScaling
+from align_jax.errors import InputError, one_line
+from align_jax.models.config import MOST_LAYERS, ModelConfig, RopeScaling
 from align_jax.models.families import FAMILIES, Family
 
 _LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
+_KINDS = {  # field of config.json -> its type; a float may be written as an integer
+  int: (
+    "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window",
+    "max_window_layers", "sliding_window_pattern", "original_max_position_embeddings",
+  ),
+  float: (
+    "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "factor",
+    "attn_logit_softcapping", "final_logit_softcapping", "partial_rotary_factor",
+    "low_freq_factor", "high_freq_factor",
+  ),
+  bool: ("tie_word_embeddings", "use_sliding_window"),
+  str: ("hidden_act", "hidden_activation", "rope_type", "type"),
+  list: ("layer_types",),
+  dict: ("rope_parameters", "rope_scaling", "sliding_attention", "full_attention"),
+}  # fmt: skip
+_MAY_BE_NULL = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 _REFUSED = ("attention_bias", "mlp_bias", "use_bidirectional_attention", "quantization_config")
 
 
 def from_hf(hf: dict, source: str) -> ModelConfig:
   """The ModelConfig of a parsed config.json; raises InputError naming what is not supported."""
   kind = hf.get("model_type")
-  if kind not in FAMILIES:
-    raise InputError(f"{source}: model_type {kind!r} is not supported; {', '.join(FAMILIES)} are")
+  if not isinstance(kind, str) or kind not in FAMILIES:
+    known = ", ".join(FAMILIES)
+    raise InputError(f"{source}: model_type {one_line(repr(kind))} is not supported; {known} are")
+  hf = _typed(hf, source)
   family = FAMILIES[kind]
   _refuse(hf, source, family)
 
@@ -22,6 +41,8 @@ def from_hf(hf: dict, source: str) -> ModelConfig:
     return hf[name]
 
   heads, layers = need("num_attention_heads"), need("num_hidden_layers")
+  if heads < 1 or not 1 <= layers <= MOST_LAYERS:
+    raise InputError(f"{source}: {layers} layers of {heads} heads are no model")
   window, local = _windows(hf, source, kind, family, layers)
   head_dim = hf.get("head_dim") or need("hidden_size") // heads
   scalar = hf.get("query_pre_attn_scalar", 256) if family.features["norm_plus_one"] else None
@@ -51,6 +72,29 @@ def from_hf(hf: dict, source: str) -> ModelConfig:
     raise
   except ValueError as error:
     raise InputError(f"{source}: {error}") from error
+
+
+def _typed(hf: dict, source: str) -> dict:
+  """Without fields that are null for "not said"; raises InputError where one is of a wrong type."""
+  hf = {k: v for k, v in hf.items() if v is not None or k in _MAY_BE_NULL}
+  for kind, names in _KINDS.items():
+    for name in names:
+      value = hf.get(name)
+      if value is None:
+        continue
+      number = kind in (int, float) and not isinstance(value, bool)
+      if not (isinstance(value, kind) or (kind is float and isinstance(value, int))) or (
+        isinstance(value, bool) and number is False and kind is not bool
+      ):
+        what = {int: "an integer", dict: "an object"}.get(kind, f"a {kind.__name__}")
+        raise InputError(
+          f"{source}: field {name!r} must be {what}, not {one_line(repr(value), 60)}"
+        )
+      if kind in (int, float) and not -(2**31) < value < 2**31:
+        raise InputError(f"{source}: field {name!r} is out of range")
+      if kind is dict:
+        hf[name] = _typed(value, f"{source}: {name}")
+  return hf
 
 
 def to_hf(config: ModelConfig) -> dict:
@@ -140,14 +184,19 @@ def _windows(hf, source, kind, family: Family, layers: int):
   if kind in ("llama", "mistral") or window is None:
     return window, ()
   if hf.get("layer_types") is not None:
-    unknown = set(hf["layer_types"]) - set(_LAYER_TYPES)
+    unknown = [t for t in hf["layer_types"] if not isinstance(t, str) or t not in _LAYER_TYPES]
     if unknown:
-      raise InputError(f"{source}: layer_types {sorted(unknown)} are not supported")
+      raise InputError(f"{source}: layer_types {one_line(unknown)} are not supported")
+    if len(hf["layer_types"]) != layers:
+      count = len(hf["layer_types"])
+      raise InputError(f"{source}: field 'layer_types' names {count} layers of {layers}")
     return window, tuple(_LAYER_TYPES[t] for t in hf["layer_types"])
   if kind.startswith("qwen"):
     start = hf.get("max_window_layers", 28)
     return window, tuple(i >= start for i in range(layers))
   period = 2 if kind == "gemma2" else hf.get("sliding_window_pattern", 6)
+  if period < 1:
+    raise InputError(f"{source}: field 'sliding_window_pattern' must be positive, not {period}")
   return window, tuple((i + 1) % period != 0 for i in range(layers))
 
 
@@ -163,6 +212,18 @@ def _rope(hf, source, kind, family) -> dict:
     if local.get("rope_type", "default") != "default":
       raise InputError(f"{source}: scaled rope in windowed layers is not supported")
   scaling = rope.get("rope_type", rope.get("type", "default"))
+  needed = {
+    "linear": ("factor",),
+    "llama3": (
+      "factor",
+      "low_freq_factor",
+      "high_freq_factor",
+      "original_max_position_embeddings",
+    ),
+  }
+  missing = [name for name in needed.get(scaling, ()) if name not in rope]
+  if missing:
+    raise InputError(f"{source}: rope scaling {scaling!r} needs the field {missing[0]!r}")
   if scaling == "linear":
     fields["rope_scaling"] = RopeScaling("linear", float(rope["factor"]))
   elif scaling == "llama3":

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from align_jax.models import gguf_file, hf_config, layout, packages, safetensors_files
 from align_jax.models.lora import merge_lora
 from align_jax.models.transformer import Transformer
@@ -78,8 +78,11 @@ def load_tokenizer(folder_or_name: str):
 
   try:
     return transformers.AutoTokenizer.from_pretrained(path)
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path} holds no tokenizer: {str(error).splitlines()[0]}") from error
+  except (
+    Exception
+  ) as error:  # of two libraries, one of them in Rust; each means the same to the user
+    what = f"{type(error).__name__}: {one_line(error)}"
+    raise InputError(f"{path} holds no tokenizer that can be read ({what})") from error
 
 
 def locate(folder_or_name: str) -> pathlib.Path:
@@ -111,8 +114,8 @@ def read_json(path: pathlib.Path) -> dict:
     value = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise InputError(f"{path} does not exist") from error
-  except json.JSONDecodeError as error:
-    raise InputError(f"{path} is no JSON: {error}") from error
+  except (OSError, ValueError, RecursionError) as error:
+    raise InputError(f"{path} is no JSON: {one_line(error)}") from error
   if not isinstance(value, dict):
     raise InputError(f"{path} must hold a JSON object")
   return value

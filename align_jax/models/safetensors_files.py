@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -78,12 +78,21 @@ def _name_shards(folder, shards):
 def _shard_names(folder):
   if (folder / INDEX).exists():
     try:
-      return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError) as error:
-      raise InputError(f"{folder / INDEX} is no index of safetensors: {error}") from error
+      index = json.loads((folder / INDEX).read_text())
+    except (ValueError, RecursionError) as error:
+      raise InputError(f"{folder / INDEX} is no JSON: {one_line(error)}") from error
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not files or not all(map(_is_shard, files.values())):
+      what = "must be an object of tensors and the files beside it that hold them"
+      raise InputError(f"{folder / INDEX}: field 'weight_map' {what}")
+    return sorted(set(files.values()))
   if (folder / SINGLE).exists():
     return [SINGLE]
   raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}")
+
+
+def _is_shard(name) -> bool:
+  return isinstance(name, str) and name.endswith(".safetensors") and pathlib.Path(name).name == name
 
 
 def _open(path):
@@ -92,4 +101,4 @@ def _open(path):
   except FileNotFoundError as error:
     raise InputError(f"{path} is listed in the index but missing") from error
   except (safetensors.SafetensorError, OSError) as error:
-    raise InputError(f"{path} is no readable safetensors file: {error}") from error
+    raise InputError(f"{path} is no readable safetensors file: {one_line(error)}") from error

@@ -206,7 +206,7 @@ class Steps:
       keys = [json.dumps(pair.prompt) for pair in pairs] * 2
       found = length_bias.fit_residual(scored.rewards, scored.lengths, keys)
       workdir.write_json(file, dataclasses.asdict(found))
-    return config_lib.build(length_bias.Residual, workdir.read_json(file), str(file))
+    return config_lib.build(length_bias.Residual, workdir.read_json(file), str(file), finite=False)
 
   def examine(self, name: str) -> length_bias_page.Model:
     """A reward model on the held-out pairs; its whole audit is in audit/<name>."""
@@ -257,7 +257,9 @@ class Steps:
       found = length_bias_page.Policy(name, growth, evaluation)
       text = json.dumps(results.to_json(found), indent=2, allow_nan=False)
       results.write_text(file, text + "\n")
-    return config_lib.build(length_bias_page.Policy, results.read_json(file), str(file))
+    return config_lib.build(
+      length_bias_page.Policy, results.read_json(file), str(file), finite=False
+    )
 
   def online_config(self, name: str) -> online.OnlineConfig:
     """The settings of a variant's policy: the residual's reward is the model's less λ a token."""

@@ -224,7 +224,7 @@ def _reference_of(folder: pathlib.Path) -> tuple[str, float, bool]:
     raise InputError(f"{folder} moved its reference while it trained, and did not keep it")
   path = references[0]
   if path == settings["model"]["init"]:
-    path = workdir.read_json(folder / "model.json")["base"]  # wherever the run was started
+    path = workspace.read_description(folder).base  # wherever the run was started
   return path, objective.reward_scale, "policy_chosen_mean_logps" in objective.lead.arrays
 
 

@@ -62,6 +62,24 @@ def mean_model(members: tuple[Loaded, ...], init: str) -> Loaded:
   return dataclasses.replace(members[0], head=mean)
 
 
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """What model.json says: which weights a workdir holds, and what they are to be added to."""
+
+  kind: str  # policy or reward
+  model: models.ModelConfig
+  base: str
+  lora: LoraConfig = LoraConfig()
+  inside: str | None = None
+  head: RewardHead | None = None
+
+
+def read_description(folder: str | pathlib.Path) -> Description:
+  """Reads model.json; InputError that names the file and the field at fault."""
+  file = pathlib.Path(folder) / "model.json"
+  return config_lib.build(Description, workdir.read_json(file), str(file))
+
+
 def load_members(
   init: str, mesh, *, dtype: str = "float32", remat: str = "none", attention: str = "auto"
 ) -> tuple[Loaded, ...]:
@@ -71,9 +89,8 @@ def load_members(
     return (load(init, mesh, dtype=dtype, remat=remat, attention=attention),)
   if not workdir.is_finished(folder):
     raise InputError(f"{init} is a run that has not finished: run its command again first")
-  description = workdir.read_json(folder / "model.json")
-  config = config_lib.build(models.ModelConfig, description["model"], "model")
-  model = compute_as(models.Transformer(config), mesh, dtype, remat, attention)
+  description = read_description(folder)
+  model = compute_as(models.Transformer(description.model), mesh, dtype, remat, attention)
   tokenizer = models.load_tokenizer(str(folder / "tokenizer"))
   return tuple(
     Loaded(model, params, tokenizer, head, step)
@@ -83,8 +100,8 @@ def load_members(
 
 def member_count(init: str) -> int:
   """How many reward models the workdir `init` holds, without loading any."""
-  description = workdir.read_json(pathlib.Path(init) / "model.json")
-  return (description.get("head") or {}).get("members") or 1
+  head = read_description(init).head
+  return (head.members if head else 0) or 1
 
 
 def _averaged(members: list[Loaded], init: str) -> Loaded:
@@ -102,9 +119,8 @@ def _averaged(members: list[Loaded], init: str) -> Loaded:
 
 def _read_weights(folder, description, model, mesh):
   """[(params, head, step)]: one model, or the members of an ensemble; head None for a policy."""
-  has_head = description["kind"] == "reward"
-  lora = config_lib.build(LoraConfig, description["lora"], "lora")
-  found = config_lib.build(RewardHead, description.get("head") or {}, "head")
+  has_head = description.kind == "reward"
+  lora, found = description.lora, description.head or RewardHead()
   name = "lora" if lora.rank else "trunk"
   abstract = abstract_lora(model, lora, mesh) if lora.rank else abstract_params(model, mesh)
   if has_head:
@@ -112,10 +128,10 @@ def _read_weights(folder, description, model, mesh):
     if found.stacked:
       abstract = stacked(abstract, found.stacked)
   step = checkpoints.latest_step(folder)
-  inside = description["inside"]
+  inside = description.inside
   weights = checkpoints.load_params(folder, {inside: abstract} if inside else abstract, step=step)
   weights = weights[inside] if inside else weights
-  base = load(description["base"], mesh).params if lora.rank else None
+  base = load(description.base, mesh).params if lora.rank else None
   if not has_head:
     return [(_merged(base, weights, lora), None, step)]
   return [(params, head, step) for params, head in reward_models(base, weights, lora, found)]

@@ -22,6 +22,7 @@ def tried(examples: int):
     derandomize=not SCALE,
     deadline=None,
     database=None,
+    phases=[hypothesis.Phase.generate],  # the first that fails is shown; shrinking it takes minutes
     suppress_health_check=QUIET,
   )
 
