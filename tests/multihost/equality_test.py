@@ -4,6 +4,7 @@ To the rounding of sums in another order, through the phases themselves: the num
 what is left in the end. What one of them saved another goes on from, on another mesh.
 """
 
+import concurrent.futures
 import json
 import pathlib
 import shutil
@@ -50,40 +51,45 @@ def online(root):
   return config
 
 
-def finished(root, kind, folder, config, devices):
-  """The folder of a run in this process."""
-  assert host.run_job(host.job(kind, config.to_dict(), root / folder), devices) == 0
-  return root / folder
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """(folder of all runs, statuses on four hosts); their processes start once for everything."""
+  """(folder of all runs, statuses on four hosts): few processes, each for many runs."""
   root = tmp_path_factory.mktemp("hosts")
-  one, eight = jax.devices()[:1], jax.devices()
-  for kind, base, init in (("sft", sft, None), ("reward", reward, root / "start")):
-    config = settings(base, init)
-    config.loop.steps = 2
-    finished(root, kind, "start" if kind == "sft" else kind, config, one)
+  begin, judge = settings(sft), settings(reward, root / "start")
+  begin.loop.steps = judge.loop.steps = 2
   kinds = {"sft": settings(sft), "preference": settings(preference, root / "start")}
   kinds["online"] = online(root)
-  for kind, config in kinds.items():
-    finished(root, kind, f"{kind}-1x1", config, one)
-    finished(root, kind, f"{kind}-1x8", config, eight)
-  # `tensor` goes across pairs of hosts, which then read the same rows.
-  went_on = cut(root, "sft-1x8", "sft-1x8-4x2"), settings(sft, fsdp=2, tensor=4)
-  jobs = [
-    host.job("sft", kinds["sft"].to_dict(), root / "sft-4x2", stop=STOP - 1),
-    host.job("sft", kinds["sft"].to_dict(), root / "sft-4x2"),
-    host.job("sft", went_on[1].to_dict(), went_on[0]),
-    host.job("preference", kinds["preference"].to_dict(), root / "preference-4x2"),
-    host.job("online", kinds["online"].to_dict(), root / "online-4x2"),
+
+  def job(name, config=None, **stop):
+    kind = name.split("-")[0]
+    config = kinds[kind] if config is None else config
+    return host.job(kind, config.to_dict(), root / name, **stop)
+
+  def each(*names, count, devices):
+    return host.run_hosts([job(name) for name in names], root, count=count, devices=devices)
+
+  first = [host.job("sft", begin.to_dict(), root / "start"), job("reward", judge), job("sft-1x8")]
+  host.run_hosts(first, root, count=1, devices=8)
+  cut(root, "sft-1x8", "sft-1x8-4x2")
+  four = [
+    job("sft-4x2", stop=STOP - 1),
+    job("sft-4x2"),
+    # `tensor` goes across pairs of hosts, which then read the same rows.
+    job("sft-1x8-4x2", settings(sft, fsdp=2, tensor=4)),
+    job("preference-4x2"),
+    job("online-4x2"),
   ]
-  statuses = host.run_hosts(jobs, root / "jobs", count=4, devices=2)
-  finished(root, "sft", cut(root, "sft-4x2", "sft-4x2-1x1").name, kinds["sft"], one)
-  spread = settings(sft, fsdp=4, tensor=2)
-  finished(root, "sft", cut(root, "sft-4x2", "sft-4x2-1x8").name, spread, eight)
-  finished(root, "online", cut(root, "online-4x2", "online-4x2-1x1").name, kinds["online"], one)
+  with concurrent.futures.ThreadPoolExecutor() as beside:
+    one = beside.submit(each, "sft-1x1", "preference-1x1", "online-1x1", count=1, devices=1)
+    eight = beside.submit(each, "preference-1x8", "online-1x8", count=1, devices=8)
+    statuses = host.run_hosts(four, root, count=4, devices=2)
+    one.result(), eight.result()
+    for name in ("sft-4x2-1x1", "sft-4x2-1x8", "online-4x2-1x1"):
+      cut(root, name[: -len("-1x1")], name)
+    one = beside.submit(each, "sft-4x2-1x1", "online-4x2-1x1", count=1, devices=1)
+    spread = [job("sft-4x2-1x8", settings(sft, fsdp=4, tensor=2))]
+    host.run_hosts(spread, root, count=1, devices=8)
+    one.result()
   return root, statuses
 
 

@@ -64,10 +64,9 @@ def _notice(step: int | None):
 
 def run_hosts(jobs: list[dict], folder, *, count: int, devices: int) -> list[list[int]]:
   """The statuses of all jobs on every one of `count` hosts with as many devices each."""
-  folder = pathlib.Path(folder)
-  folder.mkdir(exist_ok=True)
-  (folder / "jobs.json").write_text(json.dumps(jobs))
-  command = [sys.executable, __file__, str(folder / "jobs.json")]
+  file = pathlib.Path(folder) / f"jobs-{count}x{devices}-{len(jobs)}.json"
+  file.write_text(json.dumps(jobs))
+  command = [sys.executable, __file__, str(file)]
   last = [str(count), str(free_port()), str(devices)]
   statuses = []
   for status, out, errors in ended([open_process([*command, str(i), *last]) for i in range(count)]):
@@ -107,7 +106,8 @@ def main(file: str, index: int, count: int, port: str, devices: int) -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   jax.config.update("jax_default_matmul_precision", "highest")
   jax.config.update("jax_disable_most_optimizations", True)  # hosts on one machine compile in turn
-  jax.distributed.initialize(f"localhost:{port}", count, index)
+  if count > 1:
+    jax.distributed.initialize(f"localhost:{port}", count, index)
   jobs = json.loads(pathlib.Path(file).read_text())
   print(json.dumps([run_job(work, jax.devices()) for work in jobs]), flush=True)
 
