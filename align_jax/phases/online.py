@@ -78,7 +78,6 @@ class OnlineConfig:
 
 def run(config: OnlineConfig, path: str, devices) -> None:
   """Trains and leaves a finished workdir at `path`; resumes one that was interrupted."""
-  workspace.single_process("online learning")
   mesh = sharding.make_mesh(config.mesh, devices)
   folder = workdir.open_workdir(path, "ppo", config_lib.to_dict(config))
   if workdir.is_finished(folder):
