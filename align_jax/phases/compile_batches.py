@@ -19,7 +19,7 @@ def _arrays(mesh, shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.ShapeDtyp
     raise InputError(f"a batch of {rows} rows cannot be split {ways} ways (mesh data x fsdp)")
 
   def kind(name: str):
-    if name in ("is_desirable", "finished"):
+    if name == "finished":
       return jnp.bool_
     return jnp.int32 if name.removeprefix("mismatched_") in _INTEGERS else jnp.float32
 

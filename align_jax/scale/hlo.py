@@ -31,11 +31,27 @@ _CALLED = re.compile(
   r"\b(?:calls|to_apply|body|branch_computations|true_computation|false_computation|called_computations)"
   r"=(\{[^}]*\}|%?[\w.\-]+)"
 )
+# The ways that groups of devices are written.
+_LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_NAMED = re.compile(
+  r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
+)
 _FREE = frozenset(
   ("parameter constant tuple get-tuple-element bitcast after-all partition-id while conditional call "
    "dynamic-update-slice optimization-barrier").split()
 )  # fmt: skip
 _SLICED = 8
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(n) for n in text.split(",")]
+
+
+def _places(dims: str, order: str | None) -> np.ndarray:
+  """0, 1, 2... in an array of these dimensions, transposed."""
+  places = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+  return places.transpose(_numbers(order)) if order else places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,24 +91,17 @@ class Instruction:
   @functools.cached_property
   def groups(self) -> np.ndarray:
     """The devices that take part in this collective together, [groups, size] by place in the mesh."""
-    if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", self.text):
-      return np.array(
-        [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed[1])]
-      )
-    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", self.text):
-      shape, dims = ([int(n) for n in part.split(",")] for part in iota.groups()[:2])
-      order = [int(n) for n in iota[3].split(",")] if iota[3] else range(len(dims))
-      return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", self.text):
-      sizes = {k: int(n) for k, n in re.findall(r"'([^']+)'=(\d+)", named[1])}
-      taken = re.findall(r"'([^']+)'", named[2])
+    if listed := _LISTED.search(self.text):
+      return np.array([_numbers(group) for group in re.findall(r"\{([\d,]+)\}", listed[1])])
+    if iota := _IOTA.search(self.text):
+      return _places(iota[2], iota[3]).reshape(_numbers(iota[1]))
+    if named := _NAMED.search(self.text):
+      sizes = {axis: int(n) for axis, n in re.findall(r"'([^']+)'=(\d+)", named[1])}
+      taken = re.findall(r"'([^']+)'", named[4])
       order = [list(sizes).index(a) for a in [*(a for a in sizes if a not in taken), *taken]]
-      places = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+      shape = ",".join(map(str, sizes.values()))
+      places = _places(named[2] or shape, named[3]).reshape(_numbers(shape))
       return places.transpose(order).reshape(-1, math.prod(sizes[a] for a in taken))
-    if pairs := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", self.text):
-      return np.array(
-        [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", pairs[1])]
-      )
     return np.zeros((1, 1), int)
 
   @property

@@ -1,7 +1,11 @@
 """One compiled step on one slice: bytes, operations, and the time that neither can be beaten by."""
 
+import contextlib
 import dataclasses
+import os
 import re
+import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +31,9 @@ class Report:
   traffic_bytes: float
   largest: tuple[str, ...]  # arrays
   seconds: dict[str, float]  # the least time for compute, memory, ici, dcn
+  rematerialised: int = (
+    0  # arrays gathered whole because no better way between two splits was known
+  )
   error: str | None = None  # the compiler's word where it does not fit
 
   @property
@@ -57,12 +64,13 @@ def compile_step(
   """
   traced = step.trace(*args)
   operations = flops.count(traced.jaxpr)
-  try:
-    compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    return _too_large(str(error), operations, args, tpu, mesh)
+  with _said() as said:
+    try:
+      compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      return _too_large(str(error), operations, args, tpu, mesh)
   module, memory = hlo.parse(compiled.as_text()), compiled.memory_analysis()
   traffic, sent = hlo.memory_traffic(module), hlo.collective_bytes(module)
   per_slice = mesh.size // tpu.slices
@@ -80,7 +88,28 @@ def compile_step(
     traffic_bytes=traffic,
     largest=tuple(f"{a.dtype}{list(a.shape)}" for a in hlo.largest(module)),
     seconds=_seconds(operations, traffic, sum(sent.values()) - between, between, tpu, mesh.size),
+    rematerialised=said[0].count("Involuntary full rematerialization"),
   )
+
+
+@contextlib.contextmanager
+def _said():
+  """What the compiler writes to standard error meanwhile, in a list of one text when it is over.
+
+  The compiler is C++ and knows no other way to say it; TF_CPP_MIN_LOG_LEVEL must let warnings pass.
+  """
+  said: list[str] = []
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with tempfile.TemporaryFile() as file:
+    os.dup2(file.fileno(), 2)
+    try:
+      yield said
+    finally:
+      os.dup2(kept, 2)
+      os.close(kept)
+      file.seek(0)
+      said.append(file.read().decode(errors="replace"))
 
 
 def _seconds(operations, traffic, within, between, tpu: Slice, devices: int) -> dict[str, float]:

@@ -1,0 +1,124 @@
+"""What a compiled module moves, against modules whose collectives are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from align_jax import sharding
+from align_jax.scale import hlo
+
+LAYERS, WIDTH = 5, 64
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=4), jax.devices())
+
+
+def compiled(function, *args):
+  return hlo.parse(jax.jit(function).lower(*args).compile().as_text())
+
+
+def test_a_sum_in_a_loop_counts_as_often_as_it_runs(mesh):
+  def body(x, _):
+    return jax.lax.psum(jnp.tanh(x), "fsdp"), None
+
+  def loop(x):
+    return jax.lax.scan(body, x, None, length=LAYERS)[0]
+
+  run = jax.shard_map(loop, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+  module = compiled(run, jnp.zeros((WIDTH, WIDTH), jnp.float32))
+  size = WIDTH * WIDTH * 4
+  assert hlo.collective_bytes(module) == {"all-reduce": LAYERS * 2 * size * 3 / 4}
+  [(instruction, times)] = module.collectives()
+  assert times == LAYERS and hlo.payload(instruction) == size
+  assert instruction.groups.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_gather_sends_what_the_others_lack(mesh):
+  split, whole = (NamedSharding(mesh, P(axis)) for axis in ("fsdp", None))
+  x = jax.ShapeDtypeStruct((64, 32), jnp.bfloat16, sharding=split)
+  module = compiled(lambda x: jax.lax.with_sharding_constraint(x, whole), x)
+  [(instruction, _)] = module.collectives()
+  assert hlo.kind(instruction.opcode) == "all-gather"
+  assert hlo.collective_bytes(module)["all-gather"] == instruction.arrays[0].bytes * 3 / 4
+
+
+def test_bytes_between_slices_are_those_of_groups_that_cross(mesh):
+  def both(x):
+    return jax.lax.psum(x, "data") + jax.lax.psum(2 * x, "fsdp")
+
+  run = jax.shard_map(both, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+  module = compiled(run, jnp.zeros((WIDTH, WIDTH), jnp.float32))
+  size = WIDTH * WIDTH * 4
+  # The data axis joins devices 0..3 and 4..7, two slices; of its sum of 2 each sends the whole once.
+  assert hlo.bytes_between(module, 4) == pytest.approx(2 * size / 2)
+  assert hlo.bytes_between(module, 8) == 0
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("replica_groups={{0,2},{1,3}}", [[0, 2], [1, 3]]),
+    ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", [[0, 1], [2, 3]]),
+    ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+  ],
+)
+def test_every_way_that_groups_are_written(text, expected):
+  instruction = hlo.Instruction("x", "all-reduce", (), (), f"all-reduce(%y), channel_id=1, {text}")
+  np.testing.assert_array_equal(instruction.groups, expected)
+
+
+TPU_TEXT = """
+HloModule step
+
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}) parameter(0)
+  %get-tuple-element.1 = f32[8,4]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %fusion.1 = f32[8,4]{1,0:T(8,128)} fusion(%get-tuple-element.1), kind=kCustom, calls=%fused.1
+  %fusion.2 = f32[8,4]{1,0:T(8,128)} fusion(%get-tuple-element.1), kind=kCustom, calls=%fused.2
+  ROOT %tuple.1 = (s32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}) tuple(%get-tuple-element.1, %fusion.1)
+}
+
+%fused.1 (q: f32[8,4]) -> f32[32,4] {
+  %q = f32[8,4]{1,0:T(8,128)} parameter(0)
+  ROOT %all-gather.1 = f32[32,4]{1,0:T(8,128)S(1)} all-gather(%q), channel_id=7, replica_groups={{0,1,2,3}}
+}
+
+%fused.2 (q: f32[8,4]) -> f32[32,4] {
+  %q.1 = f32[8,4]{1,0:T(8,128)} parameter(0)
+  ROOT %all-gather.2 = f32[32,4]{1,0:T(8,128)} all-gather(%q.1), channel_id=7, replica_groups={{0,1,2,3}}
+}
+
+%condition (p: (s32[], f32[8,4])) -> pred[] {
+  %constant.3 = s32[]{:T(128)} constant(6)
+  %p.1 = (s32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}) parameter(0)
+  ROOT %lt.1 = pred[]{:T(512)} compare(%p.1, %constant.3), direction=LT
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0:T(8,128)} parameter(0)
+  %while.1 = (s32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}) while(%x), condition=%condition, body=%body
+  ROOT %get-tuple-element.9 = f32[8,4]{1,0:T(8,128)} get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def test_a_collective_whose_parts_lie_in_several_fusions_counts_once_and_the_condition_tells_the_trips():
+  module = hlo.parse(TPU_TEXT)
+  assert hlo.collective_bytes(module) == {"all-gather": 6 * 32 * 4 * 4 * 3 / 4}
+  assert hlo.largest(module)[0] == hlo.Array("f32", (8, 4))
+
+
+def test_a_trip_count_in_the_configuration_comes_first():
+  text = TPU_TEXT.replace(
+    "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"11"}}'
+  )
+  assert hlo.collective_bytes(hlo.parse(text)) == {"all-gather": 11 * 32 * 4 * 4 * 3 / 4}
