@@ -32,7 +32,7 @@ def settings(base, init=None, **mesh):
     config.model.init = str(init)
   config.model.remat = "none"
   config.mesh.update(mesh)
-  config.loop.update(steps=STEPS, checkpoint_every=STOP, keep=3)
+  config.loop.update(steps=STEPS, checkpoint_every=STOP, keep=STEPS)
   config.optimizer.eps = 1e-3  # at 1e-8 Adam makes steps of the rounding of gradients near 0
   if hasattr(config, "data"):
     config.loop.eval_every = STOP
@@ -100,6 +100,7 @@ def cut(root, name, copy):
   for step in (folder / "checkpoints").iterdir():
     if step.name.isdigit() and int(step.name) > STOP:
       shutil.rmtree(step)
+  assert checkpoints.latest_step(folder) == STOP
   return folder
 
 
@@ -150,6 +151,10 @@ def test_what_some_hosts_saved_others_go_on_from(runs, name):
   """Also on a mesh of another shape: `tensor` over four devices of two hosts, or over two of one."""
   root, _ = runs
   assert_same_run(root / name, root / f"{name.split('-')[0]}-1x1")
+  before, after = (
+    [row for row in lines(root / n) if row["step"] < STOP] for n in (name, name[:-4])
+  )
+  assert before == after  # to the last digit: they were not made again
 
 
 def test_a_notice_to_one_host_stops_all_of_them_at_one_step(runs):
