@@ -13,7 +13,6 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 import tqdm
@@ -24,7 +23,7 @@ from align_jax.data.pairs import Pairs, Reference
 from align_jax.data.shared_rows import RowBuilder, row_lengths
 from align_jax.errors import InputError
 from align_jax.phases import workers
-from align_jax.training import pair_scores, workdir
+from align_jax.training import integrity, pair_scores, workdir
 
 _CHUNK = 1 << 16  # values a file
 _SAMPLE = 8  # pairs recomputed at each start
@@ -86,25 +85,8 @@ def identity_of(records, tokenizer, length: int) -> dict[str, str]:
 
 
 def weights_fingerprint(variables) -> str:
-  """A hash of every bit of the weights, the same on any mesh: sums of integers have no order."""
-
-  @jax.jit
-  def checksums(tree):
-    return [_checksum(x) for x in jax.tree.leaves(tree)]
-
-  names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(variables)]
-  sums = [int(x) for x in jax.device_get(checksums(variables))]
-  return hashlib.sha256(json.dumps([names, sums]).encode()).hexdigest()
-
-
-def _checksum(x: jax.Array) -> jax.Array:
-  kinds = {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}
-  bits = jax.lax.bitcast_convert_type(x, kinds[x.dtype.itemsize]).astype(jnp.uint32)
-  place = jnp.zeros(x.shape, jnp.uint32)
-  for axis, size in enumerate(x.shape):
-    place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-  mixed = (bits ^ (place * jnp.uint32(0x9E3779B9))) * (2 * place + 1)  # of which no two commute
-  return jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)
+  """A hash of every bit of the weights, the same on any mesh."""
+  return integrity.fingerprint(variables)
 
 
 def _digest(*arrays: np.ndarray) -> str:
