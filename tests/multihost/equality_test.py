@@ -12,8 +12,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
+from align_jax import sharding
+from align_jax.phases import workspace
 from align_jax.training import checkpoints, loop
 from configs import ppo, preference, reward, sft
 from tests.multihost import host
@@ -110,10 +111,9 @@ def lines(folder):
 
 
 def params(folder):
-  """The trained arrays by name, as they lie on disk."""
-  path = checkpoints._folder(folder) / str(checkpoints.latest_step(folder))
-  state = ocp.load(path, checkpointable_name="state")
-  leaves = jax.tree.leaves_with_path(state["params"])
+  """The policy's arrays by name, as the next phase would find them."""
+  mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+  leaves = jax.tree.leaves_with_path(workspace.load(str(folder), mesh).params)
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
 
 
