@@ -19,7 +19,7 @@ SETTINGS = [
   *(f"--config.model.scratch.{name}={size}" for name, size in TINY.items()),
   "--config.model.remat=none",
   "--config.data.train=microworld:n=64",
-  "--config.data.eval=None",
+  "--config.data.eval=microworld:n=8,split=heldout,draw=1",
   "--config.data.batch_size=8",
   f"--config.loop.steps={STEPS}",
   "--config.loop.eval_every=0",
