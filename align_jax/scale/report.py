@@ -132,7 +132,7 @@ def _too_large(message: str, operations, args, tpu: Slice, mesh) -> Report:
   used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
   unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
   total = int(float(used[1]) * unit[used[2]]) if used else 0
-  arguments = sum(_own_bytes(x) for x in jax.tree.leaves(args))
+  arguments = argument_bytes(args)
   line = next((l for l in message.splitlines() if "exceed" in l.lower()), message.splitlines()[0])
   return Report(
     topology=tpu.name,
@@ -149,6 +149,11 @@ def _too_large(message: str, operations, args, tpu: Slice, mesh) -> Report:
     seconds=_seconds(operations, 0.0, 0.0, 0.0, tpu, mesh.size),
     error=line.strip()[:300],
   )
+
+
+def argument_bytes(args) -> int:
+  """What shapes with places take on one device, before anything is compiled."""
+  return sum(_own_bytes(x) for x in jax.tree.leaves(args))
 
 
 def _own_bytes(x) -> int:
