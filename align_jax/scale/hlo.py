@@ -249,15 +249,14 @@ def collective_bytes(module: Module) -> dict[str, float]:
   return {name: totals[name] for name in COLLECTIVES if totals[name]}
 
 
-def bytes_between(module: Module, devices: int) -> float:
-  """Those of them that cross from one slice of `devices` devices to another."""
-  total = 0.0
-  for instruction, times in module.collectives():
-    slices = instruction.groups // devices
-    across = 1 + int(np.max(slices.max(axis=1) - slices.min(axis=1), initial=0))
-    # Within a slice the sum is made first: only its part of a device travels on.
-    total += times * sent(instruction) * (across > 1) * across / instruction.group_size
-  return total
+def bytes_between_slices(module: Module) -> float:
+  """Bytes that a device sends to other slices: there the compiler writes `send` and `recv`."""
+  return sum(
+    times * instruction.arrays[0].bytes
+    for name, times in module.runs.items()
+    for instruction in module.computations.get(name, ())
+    if instruction.opcode == "send"
+  )
 
 
 def memory_traffic(module: Module) -> float:

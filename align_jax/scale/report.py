@@ -27,7 +27,7 @@ class Report:
   output_bytes: int  # that do not take the place of arguments
   flops: float  # of all devices together
   collective_bytes: dict[str, float]
-  dcn_bytes: float  # of them between slices
+  dcn_bytes: float  # besides them, between slices
   traffic_bytes: float
   largest: tuple[str, ...]  # arrays
   seconds: dict[str, float]  # the least time for compute, memory, ici, dcn
@@ -73,8 +73,7 @@ def compile_step(
       return _too_large(str(error), operations, args, tpu, mesh)
   module, memory = hlo.parse(compiled.as_text()), compiled.memory_analysis()
   traffic, sent = hlo.memory_traffic(module), hlo.collective_bytes(module)
-  per_slice = mesh.size // tpu.slices
-  between = hlo.bytes_between(module, per_slice) if tpu.slices > 1 else 0.0
+  between = hlo.bytes_between_slices(module)
   return Report(
     topology=tpu.name,
     mesh=_axes(mesh),
@@ -87,7 +86,7 @@ def compile_step(
     dcn_bytes=between,
     traffic_bytes=traffic,
     largest=tuple(f"{a.dtype}{list(a.shape)}" for a in hlo.largest(module)),
-    seconds=_seconds(operations, traffic, sum(sent.values()) - between, between, tpu, mesh.size),
+    seconds=_seconds(operations, traffic, sum(sent.values()), between, tpu, mesh.size),
     rematerialised=said[0].count("Involuntary full rematerialization"),
   )
 

@@ -9,7 +9,7 @@ _WIDTHS = (26, 11, 26, 5, 6, 6, 13, 4, 7, 7, 6, 10, 8)
 
 def cells(row: dict) -> list[str]:
   """One report as text: bytes of one device in GB, seconds of one step."""
-  sent = sum(row["collective_bytes"].values()) - row["dcn_bytes"]
+  sent = sum(row["collective_bytes"].values())
   mesh = " ".join(f"{axis}={n}" for axis, n in row["mesh"].items()) or "1"
   peak = f"{_gb(row['peak_bytes'])} / {_gb(row['hbm_bytes'])}"
   known = row["error"] is None

@@ -47,18 +47,6 @@ def test_a_gather_sends_what_the_others_lack(mesh):
   assert hlo.collective_bytes(module)["all-gather"] == instruction.arrays[0].bytes * 3 / 4
 
 
-def test_bytes_between_slices_are_those_of_groups_that_cross(mesh):
-  def both(x):
-    return jax.lax.psum(x, "data") + jax.lax.psum(2 * x, "fsdp")
-
-  run = jax.shard_map(both, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
-  module = compiled(run, jnp.zeros((WIDTH, WIDTH), jnp.float32))
-  size = WIDTH * WIDTH * 4
-  # The data axis joins devices 0..3 and 4..7, two slices; of its sum of 2 each sends the whole once.
-  assert hlo.bytes_between(module, 4) == pytest.approx(2 * size / 2)
-  assert hlo.bytes_between(module, 8) == 0
-
-
 @pytest.mark.parametrize(
   "text, expected",
   [
@@ -122,3 +110,13 @@ def test_a_trip_count_in_the_configuration_comes_first():
     "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"11"}}'
   )
   assert hlo.collective_bytes(hlo.parse(text)) == {"all-gather": 11 * 32 * 4 * 4 * 3 / 4}
+
+
+def test_what_is_sent_to_other_slices_counts_as_often_as_it_runs():
+  send = (
+    "%send.1 = (f32[8,4]{1,0:T(8,128)}, u32[]{:S(2)}, token[]) send(%fusion.1, %after-all.1), "
+    "channel_id=9, is_host_transfer=true\n  ROOT %tuple.1"
+  )
+  text = TPU_TEXT.replace("ROOT %tuple.1", send)
+  assert hlo.bytes_between_slices(hlo.parse(text)) == 6 * 8 * 4 * 4
+  assert hlo.bytes_between_slices(hlo.parse(TPU_TEXT)) == 0
