@@ -170,6 +170,25 @@ def _gathered_backward(whole, split, _, gradient):
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
+def in_host_memory(tree):
+  """The arrays (or shapes) of a tree where they are, but in their hosts' memory: see `on_device`."""
+
+  def move(x):
+    where = x.sharding.with_memory_kind("pinned_host")
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.device_put(x, where)
+
+  return jax.tree.map(move, tree)
+
+
+def on_device(x):
+  """Inside jit: x, fetched where it rests in host memory; a layer's weights in a scan come one by one."""
+  if getattr(jax.typeof(x), "memory_space", None) == jax.memory.Space.Host:
+    return jax.device_put(x, jax.memory.Space.Device)
+  return x
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 

@@ -57,6 +57,7 @@ def get_config() -> config_dict.ConfigDict:
   )
   config.reference_cache = config_dict.placeholder(str)  # a folder to share; None: in the workdir
   config.reference_model = config_dict.placeholder(str)  # another policy; None: model.init itself
+  config.reference_memory = "device"  # or "host": a recomputed reference is fetched layer by layer
   config.accumulate = 1
   config.mesh = common.mesh()
   return config

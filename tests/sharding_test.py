@@ -56,3 +56,22 @@ def test_put_batch_splits_rows_and_refuses_a_remainder(mesh):
   np.testing.assert_array_equal(jnp.asarray(rows), np.arange(8.0))
   with pytest.raises(InputError, match="6 rows"):
     sharding.put_batch({"x": np.arange(6.0)}, mesh)
+
+
+def test_what_rests_in_host_memory_is_fetched_where_it_is_used(mesh):
+  placed = jax.sharding.NamedSharding(mesh, P("fsdp"))
+  weights = jax.device_put(np.arange(16.0, dtype=np.float32).reshape(8, 2), placed)
+  resting = sharding.in_host_memory({"w": weights})["w"]
+  assert resting.sharding.memory_kind == "pinned_host" and resting.sharding.spec == P("fsdp")
+
+  def layer(x, w):
+    return x + sharding.on_device(w), None
+
+  def run(w):
+    return jax.lax.scan(layer, jnp.zeros(2), w)[0]
+
+  used = jax.jit(run)(resting)
+  np.testing.assert_array_equal(used, weights.sum(0))
+  assert used.sharding.memory_kind == "device"
+  shape = sharding.in_host_memory(jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=placed))
+  assert shape.sharding.memory_kind == "pinned_host"

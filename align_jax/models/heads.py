@@ -42,9 +42,11 @@ def token_logprobs(
 def head_variables(model: Transformer, variables):
   """`variables` for `unembed` in chunks: the table is moved, and its gradient summed, just once."""
   mesh = getattr(model, "mesh", None)
-  if mesh is None or mesh.size == 1:
+  if mesh is None:
     return variables
   params = variables["params"]
+  name = "embedding" if model.config.tie_embeddings else "unembedding"
+  params = {**params, name: sharding.on_device(params[name])}
   if model.config.tie_embeddings:
     moved = {"embedding": embedding.by_classes(params["embedding"], mesh)}
   else:

@@ -160,7 +160,7 @@ class Block(nn.Module):
     std = np.prod(inputs) ** -0.5 * ((2 * c.num_layers) ** -0.5 if name in ("out", "down") else 1)
     init = nn.with_logical_partitioning(nn.initializers.normal(std), in_axes + out_axes)
     weight = self.param(name, init, inputs + outputs, jnp.dtype(c.param_dtype))
-    weight = weight.astype(dtype)
+    weight = sharding.on_device(weight).astype(dtype)
     if not self.has_variable("cache", "keys"):
       # Gathered over fsdp layer by layer, in the type of the computation. Not while decoding: there
       # the activations are smaller than the weights.
@@ -172,14 +172,15 @@ class Block(nn.Module):
       y = y + self.lora_scale * linear(low, adapter["b"].astype(dtype), outputs)
     if c.qkv_bias and name in ("query", "key", "value"):
       init = nn.with_logical_partitioning(nn.initializers.zeros, out_axes)
-      y = y + self.param(f"{name}_bias", init, outputs, jnp.dtype(c.param_dtype)).astype(dtype)
+      bias = self.param(f"{name}_bias", init, outputs, jnp.dtype(c.param_dtype))
+      y = y + sharding.on_device(bias).astype(dtype)
     return y
 
   def _norm(self, name: str, x: jax.Array) -> jax.Array:
     axis = "head_dim" if name in ("query_norm", "key_norm") else "embed"
     init = _norm_init(self.config, axis)
     scale = self.param(name, init, x.shape[-1:], jnp.dtype(self.config.param_dtype))
-    return rms_norm(x, scale, self.config)
+    return rms_norm(x, sharding.on_device(scale), self.config)
 
   def _remember(self, index, positions, **new):
     """Writes this layer's new keys and values to their slots; returns the layer's whole cache."""
@@ -246,19 +247,20 @@ class Transformer(nn.Module):
     """The residual stream behind the last norm, [B, T, D]; arguments as for `__call__`."""
     c = self.config
     self._check_names()
-    x = embedding.look_up(self.embedding, tokens, self.mesh).astype(jnp.dtype(c.dtype))
+    x = embedding.look_up(sharding.on_device(self.embedding), tokens, self.mesh).astype(jnp.dtype(c.dtype))
     if c.scale_embeddings:
       x = x * jnp.asarray(c.embed_dim**0.5, x.dtype)
     x = sharding.constrain(x, self.mesh, ("batch", "length", "embed"))
     context = self._context(tokens, positions, segment_ids, branch_ids)
     layers = (jnp.arange(c.num_layers), jnp.asarray(c.windowed))
     x, _ = self.layers(x, layers, context)
-    return rms_norm(x, self.final_norm, c)
+    return rms_norm(x, sharding.on_device(self.final_norm), c)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
     """Logits [..., V] float32, soft-capped, of `hidden` [..., D]; [B, T, V] are split by classes."""
     c = self.config
-    table = self.embedding.T if c.tie_embeddings else self.unembedding
+    table = sharding.on_device(self.embedding if c.tie_embeddings else self.unembedding)
+    table = table.T if c.tie_embeddings else table
     rows, classes = self._logit_axes(hidden)
     hidden = sharding.constrain(hidden, self.mesh, (*rows, None))
     flat, table = hidden.reshape(-1, c.embed_dim), table.astype(hidden.dtype)

@@ -82,8 +82,9 @@ def _reward(config, loaded, mesh) -> Job:
 def _preference(config, loaded, mesh) -> Job:
   trainable, frozen, model = _policy(config.model, loaded, mesh)
   chosen, chunk = config.objective, config.model.logits_chunk
-  if chosen.needs_reference and not (config.caches or chosen.sync_every or frozen):
-    frozen = {"ref": loaded.params}
+  if config.copies:
+    resting = config.reference_memory == "host"
+    frozen = frozen | {"ref": sharding.in_host_memory(loaded.params) if resting else loaded.params}
   if chosen.unpaired:
     batch = compile_batches.feedback(config.data, mesh)
   else:

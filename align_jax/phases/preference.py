@@ -37,6 +37,7 @@ class PreferenceConfig:
   )
   reference_cache: str | None = None  # folder that runs may share; None: inside the workdir
   reference_model: str | None = None  # a policy of the same shape; None: what the phase starts from
+  reference_memory: str = "device"  # or "host": a recomputed reference is fetched layer by layer
   accumulate: int = 1
   mesh: MeshConfig = MeshConfig()
 
@@ -47,6 +48,7 @@ class PreferenceConfig:
       )
     sections.check_one_of("layout", self.layout, sections.LAYOUTS)
     sections.check_one_of("reference", self.reference, REFERENCES)
+    sections.check_one_of("reference_memory", self.reference_memory, sections.MEMORIES)
     sections.check_one_of("records", self.records, RECORDS)
     if self.records == "feedback" and not self.objective.unpaired:
       raise InputError(
@@ -82,6 +84,11 @@ class PreferenceConfig:
     if self.reference_model and (objective.sync_every or not objective.needs_reference):
       reason = "objective.sync_every moves it" if objective.sync_every else f"{name} has none"
       raise InputError(f"config.reference_model is not used as the reference: {reason}")
+    if self.reference_memory == "host" and not self.copies:
+      raise InputError(
+        "config.reference_memory='host' is not used: there is no second copy of the weights, as the "
+        "reference is cached, moves, or is the base of an adapter"
+      )
     if objective.sync_every and self.model.lora.rank and objective.sync_alpha != 1.0:
       raise InputError("objective.sync_alpha must be 1 with LoRA: two adapters have no average")
 
@@ -101,6 +108,13 @@ class PreferenceConfig:
     return not self._no_cache
 
   @property
+  def copies(self) -> bool:
+    """Whether the reference is a second, frozen set of weights."""
+    objective = self.objective
+    fixed = objective.needs_reference and not (self.caches or objective.sync_every)
+    return fixed and not (self.model.lora.rank and self.reference_model is None)
+
+  @property
   def caches(self) -> bool:
     """Whether the reference's log-probs are read from disk."""
     return self.can_cache and self.reference != "recomputed"
@@ -117,13 +131,13 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
   source = _Records.read(config, mesh)
   loaded = workspace.start(config.model, mesh, seed=config.seed)
   trainable, frozen, model = train.policy_trainable(loaded, config.model, mesh, config.seed)
-  chunk = config.model.logits_chunk
+  chunk, rests = config.model.logits_chunk, config.reference_memory == "host"
   roles = {"policy": (config.model.init, loaded)}
   if objective.needs_reference:
     roles["ref"] = _reference(config, loaded, mesh)
     ref = roles["ref"][1]
     if not (config.caches or objective.sync_every or (frozen and ref is loaded)):
-      frozen = frozen | {"ref": ref.params}
+      frozen = frozen | {"ref": sharding.in_host_memory(ref.params) if rests else ref.params}
   read = _reference_reader(config, folder, ref, mesh) if config.caches else None
   plan = train.Plan(
     phase=objective.name,
@@ -143,6 +157,7 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
     reference=ref.params if config.caches else None,
     carried=preference_objectives.carried(objective, trainable, frozen),
     carry=preference_objectives.carry(objective),
+    consume=rests and not config.model.lora.rank,
   )
   train.run_plan(plan, config, folder, mesh)
 

@@ -82,6 +82,9 @@ class ModelSection:
 LAYOUTS = ("shared", "padded")  # of pairs: the prompt once and rows packed, or two whole rows
 
 
+MEMORIES = ("device", "host")  # where the weights of a frozen reference rest between uses
+
+
 def check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
   """Raises InputError that names the setting unless its value is a known one."""
   if value not in known:

@@ -37,6 +37,7 @@ class Plan:
   start_loss: float | None = None  # of a model that has learned nothing, where it is known
   reference: Any = None  # parameters behind numbers that are read from a cache: frozen as well
   tx: optax.GradientTransformation | None = None  # None: the config's, over all that trains
+  consume: bool = False  # nobody else uses `trainable`: the state takes it over
   head: RewardHead | None = None  # of a reward model
   # parameters -> the head on its final scale, where that needs the trained model
   scaled: Callable[[Any], RewardHead] | None = None
@@ -45,7 +46,9 @@ class Plan:
 def run_plan(plan: Plan, config, folder: pathlib.Path, mesh):
   """Trains, writes checkpoints and metrics, and leaves a finished workdir."""
   tx = plan.tx or optimizer.make_optimizer(config.optimizer, config.loop.steps)
-  train_state = state.create_state(plan.trainable, tx, config.seed, mesh, carried=plan.carried)
+  train_state = state.create_state(
+    plan.trainable, tx, config.seed, mesh, carried=plan.carried, consume=plan.consume
+  )
   train = step.make_train_step(
     plan.objective, tx, accumulate=config.accumulate, prepare=plan.prepare, carry=plan.carry
   )

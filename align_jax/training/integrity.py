@@ -68,10 +68,11 @@ def _mixed(bits, place):
 
   Every bit moves half of the 32, as MurmurHash3 ends: with less mixing two changed signs often cancel.
   """
-  x = bits ^ (place * np.uint32(0x9E3779B9))
-  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
+  with np.errstate(over="ignore"):  # products modulo 2^32 are meant
+    x = bits ^ (place * np.uint32(0x9E3779B9))
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def check(tree, expected: Mapping[str, int]) -> None:

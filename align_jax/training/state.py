@@ -51,12 +51,19 @@ def state_shardings(
 
 
 def create_state(
-  params, tx: optax.GradientTransformation, seed: int, mesh, *, carried: dict | None = None
+  params,
+  tx: optax.GradientTransformation,
+  seed: int,
+  mesh,
+  *,
+  carried: dict | None = None,
+  consume: bool = False,
 ) -> TrainState:
   """A fresh state around `params`, whose placement on the mesh decides that of the moments.
 
   `out_shardings` is not optional on an Auto mesh: without it jit replicates Adam's moments.  The
-  parameters and what is `carried` are copied, because the training step donates its state.
+  parameters and what is `carried` are copied, because the training step donates its state; with
+  `consume` the parameters are taken over, and must not be used by others any more.
   """
   carried = {} if carried is None else carried
 
@@ -64,7 +71,8 @@ def create_state(
     return _init(*jax.tree.map(jnp.copy, (params, rng, carried)), tx)
 
   placed = _places(params, tx, mesh, carried)
-  return jax.jit(init, out_shardings=placed)(params, carried, jax.random.key(seed))
+  start = jax.jit(init, out_shardings=placed, donate_argnums=(0,) if consume else ())
+  return start(params, carried, jax.random.key(seed))
 
 
 def abstract_fresh(

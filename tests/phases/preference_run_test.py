@@ -173,3 +173,20 @@ def test_a_run_without_a_reference_keeps_none(train, root, monkeypatch):
   assert len(losses_of(lines)) == 4 and not (root / "simpo" / "reference").exists()
   lineage = json.loads((root / "simpo" / "lineage.json").read_text())
   assert [parent["role"] for parent in lineage["parents"]] == ["policy"]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_reference_in_host_memory_is_the_reference(train, devices):
+  """Recomputed, it is fetched layer by layer; the numbers are those of one that stays."""
+  name = f"host {devices}"
+  changes = {"reference": "recomputed", "data__eval": None}
+  here = train(f"device {devices}", devices, **changes)
+  there = train(name, devices, reference_memory="host", **changes)
+  np.testing.assert_allclose(losses_of(there), losses_of(here), rtol=1e-6)
+
+
+def test_a_memory_for_no_second_copy_is_an_error(train):
+  with pytest.raises(InputError, match="reference_memory='host' is not used"):
+    train("cached in host memory", reference_memory="host")
+  with pytest.raises(InputError, match="must be one of device, host"):
+    train("on the moon", reference_memory="moon")
