@@ -134,6 +134,8 @@ def read(config: AuditConfig) -> Material:
     source = records.parse_world(config.data)
     world = worlds.Microworld(seed=source.seed)
     judgements = world.judge_pairs(pairs)
+    if source.votes > 1:
+      raise InputError("an audit compares with the labels of one labeller: leave votes at 1")
     labeller = worlds.Labeller(**{k: getattr(source, k) for k in records.LABELLER_SETTINGS})
     facts = [world.read(pair.prompt).meta for pair in pairs]
     categories = {"family": [meta["family"] for meta in facts]}

@@ -23,6 +23,7 @@ class WorldSource:
   temperature: float = 0.68  # of the labeller: preferences only
   length_bias: float = 0.0  # of the labeller, per token
   agreement_bias: float = 0.0  # of the labeller, for agreeing with the user
+  votes: int = 1  # labellers of a pair; their share becomes its label_prob
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,4 +168,6 @@ def _generate(source: WorldSource, kind: str):
   if kind != "preferences":
     raise InputError("the microworld draws pairs: leave config.records at 'pairs'")
   labeller = worlds.Labeller(**{k: getattr(source, k) for k in LABELLER_SETTINGS})
-  return world.preferences(source.n, split=source.split, labeller=labeller, seed=source.draw)
+  return world.preferences(
+    source.n, split=source.split, labeller=labeller, seed=source.draw, votes=source.votes
+  )

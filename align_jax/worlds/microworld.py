@@ -81,17 +81,26 @@ class Microworld:
     seed: int = 0,
     *,
     soft: bool = False,
+    votes: int = 1,
     family: str | None = None,
   ) -> list[records.Preference]:
-    """Draws n pairs and has `labeller` choose; soft=True also tells its P(chosen) as label_prob."""
+    """Draws n pairs and has `labeller` choose; soft=True also tells its P(chosen) as label_prob.
+
+    votes: how many such labellers vote on a pair; the majority's choice is chosen, and label_prob is
+    its share.  Raises InputError unless they are positive, and one where soft.
+    """
+    if votes < 1 or (soft and votes > 1):
+      raise InputError(f"votes must be positive, and 1 with soft labels, not {votes}")
     pairs = self.pairs(n, split, seed, family=family)
     probabilities = labeller.probabilities(self.judge_pairs(pairs))
     rng = self._rng("labels", split, seed)
     labelled = []
     for pair, p in zip(pairs, probabilities):
-      first = rng.random() < p
+      share = sum(rng.random() < p for _ in range(votes)) / votes
+      first = share >= 0.5
       chosen, rejected = pair.replies if first else pair.replies[::-1]
-      label_prob = float(p if first else 1 - p) if soft else 1.0
+      share = float(p) if soft else share
+      label_prob = share if first else 1 - share
       labelled.append(
         records.Preference(
           pair.prompt.prompt, chosen, rejected, label_prob=label_prob, source=pair.prompt.source

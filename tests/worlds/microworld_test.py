@@ -1,6 +1,7 @@
 """The world as its users see it: deterministic, honestly split, not to be gamed."""
 
 import collections
+import math
 import random
 
 import numpy as np
@@ -137,6 +138,22 @@ def test_soft_labels_are_the_labellers_probabilities():
   hard = WORLD.preferences(500, labeller=labeller)
   assert [p.chosen for p in soft] == [p.chosen for p in hard]
   assert {p.label_prob for p in hard} == {1.0}
+
+
+def test_votes_are_the_share_of_the_majority():
+  labeller = worlds.Labeller()
+  voted = WORLD.preferences(2000, labeller=labeller, votes=5)
+  shares = np.array([preference.label_prob for preference in voted])
+  assert set(np.round(5 * shares)) == {3, 4, 5}
+  p = labeller.probabilities(WORLD.judge_pairs(voted))
+  # P(the majority is k of 5) from the binomial law, over which of the two replies was chosen.
+  of_first = [math.comb(5, k) * p**k * (1 - p) ** (5 - k) for k in range(6)]
+  for k in (3, 4, 5):
+    expected = np.mean(of_first[k] + of_first[5 - k])
+    assert abs(np.mean(np.isclose(5 * shares, k)) - expected) < 4 * 0.5 / math.sqrt(2000)
+  with pytest.raises(InputError, match="votes must be positive"):
+    WORLD.preferences(2, votes=0)
+  assert WORLD.preferences(50, votes=1) == WORLD.preferences(50)
 
 
 def test_candidates_are_different_replies():
