@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from align_jax import hosts
 from align_jax.errors import InputError
 from align_jax.training import integrity
 from align_jax.training.integrity import Damaged
@@ -55,6 +56,8 @@ class Checkpoints:
       )
     for step, reason in damaged.items():
       _set_aside(self._folder, step, reason, found[0])
+    if damaged:
+      hosts.wait("damaged checkpoints are set aside")
     if found is None:
       return None
     self._saved, state, record = found
@@ -169,6 +172,8 @@ def _read(folder: epath.Path, state):
 
 
 def _read_record(folder: epath.Path) -> dict[str, Any]:
+  if not (folder / _RECORD).exists():
+    raise Damaged(f"it has no {_RECORD}; an older align_jax wrote none")
   try:
     text = (folder / _RECORD / "data.json").read_text()
   except (OSError, UnicodeDecodeError) as error:
