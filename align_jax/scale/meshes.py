@@ -19,27 +19,31 @@ def candidates(
 
   tensor divides the key heads, data is a multiple of the slices, and the rows split over data x fsdp.
   """
-  rows, length = _rows(phase, config)
+  rows, length, tokens = _rows(phase, config)
   trains = phase not in ("prefill", "decode")
+  weights = models.num_params(models.Transformer(shape))
   found = []
   for mesh in _meshes(tpu, shape, rows, length):
     for remat in _REMAT if trains else (config.model.remat,):
-      peak, seconds = _estimate(mesh, remat, rows * length, shape, tpu, trains)
+      peak, seconds = _estimate(mesh, remat, tokens, weights, shape, tpu, trains)
       found.append((peak > tpu.hbm_bytes_per_device, seconds, len(found), mesh, remat))
   return [(mesh, remat) for *_, mesh, remat in sorted(found, key=lambda f: f[:3])[:most]]
 
 
-def _rows(phase: str, config: Any) -> tuple[int, int]:
-  """Rows of a step and their tokens."""
+def _rows(phase: str, config: Any) -> tuple[int, int, int]:
+  """What a step is split by: (rows, their length, tokens of all)."""
   if hasattr(config, "data"):
-    pairs = 2 if phase in ("preference", "reward") else 1
+    rows = config.data.batch_size // config.accumulate
     length = max(config.data.buckets) if config.data.buckets else config.data.length
-    return config.data.batch_size // config.accumulate, length * pairs
-  rows = config.prompts.batch_size * config.sampling.samples_per_prompt
+    twice = getattr(config, "layout", "") == "padded"  # both answers of a pair in rows of their own
+    return rows, length, rows * length * (2 if twice else 1)
   if phase in ("prefill", "decode"):
-    return config.prompts.batch_size, config.prompts.max_length
+    rows, length = config.prompts.batch_size, config.prompts.max_length
+    return rows, length, rows * length
   parts = config.accumulate * config.policy_gradient.minibatches
-  return rows // parts, config.prompts.max_length + config.sampling.max_new_tokens
+  rows = config.prompts.batch_size * config.sampling.samples_per_prompt // parts
+  length = config.prompts.max_length + config.sampling.max_new_tokens
+  return rows, length, rows * length
 
 
 def _meshes(tpu: Slice, shape: models.ModelConfig, rows: int, length: int):
@@ -56,9 +60,11 @@ def _meshes(tpu: Slice, shape: models.ModelConfig, rows: int, length: int):
         yield MeshConfig(tpu.slices * within, left // within, tensor, context)
 
 
-def _estimate(mesh: MeshConfig, remat: str, tokens: int, shape, tpu: Slice, trains: bool):
+def _estimate(
+  mesh: MeshConfig, remat: str, tokens: int, weights: int, shape, tpu: Slice, trains: bool
+):
   """(bytes, seconds) of one device, from counting weights and activations."""
-  g, weights = tpu.generation, _weights(shape)
+  g = tpu.generation
   share = 1 / g.devices_per_chip
   split = mesh.fsdp * mesh.tensor
   own_tokens = tokens / (mesh.data * mesh.fsdp * mesh.context)
@@ -73,7 +79,3 @@ def _estimate(mesh: MeshConfig, remat: str, tokens: int, shape, tpu: Slice, trai
   replicas = 2 * 2 * weights / split * (1 - 1 / mesh.data)
   ici = (gathered + summed + replicas) / (g.ici_bandwidth * share)
   return state + kept, max(compute, ici)
-
-
-def _weights(shape: models.ModelConfig) -> int:
-  return models.num_params(models.Transformer(shape))
