@@ -133,7 +133,7 @@ def test_members_may_begin_with_trunks_of_their_own_and_one_head(root, tmp_path)
   built = reward._trainable(
     config,
     workspace.start(config.model, _mesh(), seed=0),
-    reward._head(config, ()),
+    reward.head_of(config, ()),
     _mesh(),
   )[0]
   np.testing.assert_array_equal(built["head"]["kernel"][0], built["head"]["kernel"][1])
