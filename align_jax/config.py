@@ -57,9 +57,9 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "conf
   for name in sorted(set(old) | set(new)):
     a, b = old.get(name, "(absent)"), new.get(name, "(absent)")
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-      lines += difference(a, b, f"{path}.{name}")
+      lines += difference(a, b, f"{path}.{one_line(name)}")
     elif _plain(a) != _plain(b):
-      lines.append(f"{path}.{name}: {a!r} there, {b!r} here")
+      lines.append(f"{path}.{one_line(name)}: {a!r} there, {b!r} here")
   return lines
 
 
