@@ -34,7 +34,7 @@ def test_the_description_is_of_what_is_made(model, params):
 def test_every_axis_of_every_array_is_named(model, params):
   axes = models.logical_axes(model)
   jax.tree.map(lambda x, names: np.testing.assert_equal(len(names), x.ndim), params, axes)
-  assert axes["embedding"] == ("vocab", "embed")
+  assert axes["embedding"] == ("vocab", "columns")
   assert axes["layers"]["query"] == ("layers", "embed", "heads", "head_dim")
   assert axes["layers"]["key_bias"] == ("layers", "kv_heads", "head_dim")
   assert axes["layers"]["down"] == ("layers", "mlp", "embed")
