@@ -1,7 +1,6 @@
 """Will it fit, and how fast could it be: phases compiled for TPU slices on a machine that has none."""
 
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any
@@ -139,7 +138,3 @@ def build(values: dict) -> CompileConfig:
       )
     jobs[name] = JobConfig(**job)
   return CompileConfig(jobs)
-
-
-def load_rows(file: str) -> list[dict]:
-  return json.loads(pathlib.Path(file).read_text())

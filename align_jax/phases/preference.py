@@ -136,7 +136,7 @@ def run(config: PreferenceConfig, path: str, devices) -> None:
   if objective.needs_reference:
     roles["ref"] = _reference(config, loaded, mesh)
     ref = roles["ref"][1]
-    if not (config.caches or objective.sync_every or (frozen and ref is loaded)):
+    if config.copies:
       frozen = frozen | {"ref": sharding.in_host_memory(ref.params) if rests else ref.params}
   read = _reference_reader(config, folder, ref, mesh) if config.caches else None
   plan = train.Plan(

@@ -1,4 +1,4 @@
-"""Reports as lines of a table, in the terminal and in Markdown."""
+"""Reports as lines of a table, in the terminal."""
 
 COLUMNS = (
   "name", "slice", "mesh", "remat", "args", "temp", "peak / HBM", "fits", "PFLOP", "ICI", "DCN",
@@ -51,9 +51,3 @@ class Printer:
 
 def _line(values) -> str:
   return "  ".join(text.ljust(width) for text, width in zip(values, _WIDTHS)).rstrip()
-
-
-def markdown(rows: list[dict]) -> str:
-  """The table for a README."""
-  lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-  return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows]) + "\n"
