@@ -1,6 +1,7 @@
 """What the hosts of one run must agree on: they make the same decisions from the same numbers."""
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -22,6 +23,13 @@ def agreed(tree):
   if jax.process_count() == 1:
     return tree
   return multihost_utils.broadcast_one_to_all(tree)
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+  """Each flag, true if any host raised it: all hosts must save, and end at, the same step."""
+  if jax.process_count() == 1:
+    return flags
+  return tuple(map(bool, multihost_utils.process_allgather(np.array(flags)).any(axis=0)))
 
 
 def wait(what: str) -> None:

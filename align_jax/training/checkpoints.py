@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from align_jax import hosts
@@ -157,7 +155,8 @@ def _newest_whole(folder: epath.Path, state):
       loaded = _read(folder / str(step), state)
     except Exception as error:  # whatever a library says of files that are not what it wrote
       reason = _reason(error)
-    if not _any_host(loaded is None):
+    (somewhere,) = hosts.any_of(loaded is None)
+    if not somewhere:
       return (step, *loaded), damaged
     damaged[step] = reason or "another host could not read it"
   return None, damaged
@@ -199,12 +198,6 @@ def _reason(error: BaseException) -> str:
   """An exception in one line."""
   text = " ".join(str(error).split())
   return f"{text[:300]}..." if len(text) > 300 else text or type(error).__name__
-
-
-def _any_host(flag: bool) -> bool:
-  if jax.process_count() == 1:
-    return flag
-  return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def latest_step(workdir: str | pathlib.Path) -> int:

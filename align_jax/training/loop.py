@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from align_jax import hosts
 from align_jax.data import streams
 from align_jax.errors import InputError
 from align_jax.training import guards
@@ -90,7 +89,7 @@ def fit(
   log = _Log(name, workdir, config, start, hooks, lambda place: saver.blame(batches, place))
   saver.follow(log, start)
   with contextlib.closing(saver), contextlib.closing(log), _stop_requests() as stop:
-    _, ended = _any_host(False, log.ends_at(start))
+    _, ended = hosts.any_of(False, log.ends_at(start))
     while t < config.steps and not ended:
       if hooks.evaluate and (t == 0 or (config.eval_every and t % config.eval_every == 0)):
         log.evaluation(t, hooks.evaluate(state))
@@ -99,7 +98,7 @@ def fit(
       log.after_dispatch(t, metrics, place)
       t += 1
       due = config.checkpoint_every and t % config.checkpoint_every == 0
-      stopping, ended = _any_host(stop.requested, log.ends_at(t))
+      stopping, ended = hosts.any_of(stop.requested, log.ends_at(t))
       if due or (stopping and not ended):
         saver.save(t, state, batches)
       if stopping and not ended:
@@ -171,13 +170,6 @@ class _Saver:
   def blame(self, batches, place) -> str:
     """What a person wants to know of a step that went wrong: its records, and where to go back to."""
     return f"on {streams.describe(batches, place)}; {self._checkpoints.last_good()}"
-
-
-def _any_host(*flags: bool) -> tuple[bool, ...]:
-  """Each flag, true if any host raised it: all hosts must save, and end at, the same step."""
-  if jax.process_count() == 1:
-    return flags
-  return tuple(map(bool, multihost_utils.process_allgather(np.array(flags)).any(axis=0)))
 
 
 class _Log:

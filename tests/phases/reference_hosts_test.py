@@ -82,7 +82,7 @@ def hosts(folder, count):
     for index in range(count)
   ]
   try:
-    ended = [process.communicate(timeout=120) for process in processes]
+    ended = [process.communicate(timeout=600) for process in processes]
   finally:
     for process in processes:
       process.kill()
