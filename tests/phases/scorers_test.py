@@ -1,6 +1,7 @@
 """Scores of texts: the same in any batch, padding and order, and equal to what is computed elsewhere."""
 
 import dataclasses
+import functools
 import json
 import logging
 
@@ -93,9 +94,20 @@ def _open(source, mesh, **changes):
   return scorers.open_scorer(str(source), mesh, **dict(length=LENGTH, batch_size=8) | changes)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(model, params, tokens):
+  """[1, T, D] of one row without padding."""
+  return model.apply({"params": params}, tokens[None], method="hidden")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, params, tokens):
+  return model.apply({"params": params}, tokens[None])[0]
+
+
 def _alone(model, params, encoded):
   """Log-probs of the response [T-1] and the mask, of one row without padding."""
-  logits = model.apply({"params": params}, encoded.tokens[None])[0]
+  logits = _logits(model, params, encoded.tokens)
   logprobs = jax.nn.log_softmax(np.asarray(logits, np.float64), axis=-1)
   picked = np.take_along_axis(np.asarray(logprobs)[:-1], encoded.tokens[1:, None], axis=1)[:, 0]
   return picked[encoded.response_mask[1:]].sum()
@@ -146,10 +158,7 @@ def test_an_ensembles_members_are_scored_one_by_one_and_meaned(runs, mesh, texts
   assert found.members.shape == (2, len(texts[1])) and len(members) == 2
   encoded = [data.encode_response(*text, members[0].tokenizer, LENGTH) for text in zip(*texts)]
   for member, rewards in zip(members, found.members):
-    hidden = [
-      member.model.apply({"params": member.params}, e.tokens[None], method="hidden")[0, -1]
-      for e in encoded
-    ]
+    hidden = [_hidden(member.model, member.params, e.tokens)[0, -1] for e in encoded]
     expected = np.array(hidden) @ np.array(member.head["kernel"]) + float(member.head["bias"])
     np.testing.assert_allclose(rewards, expected, **TOLERANCE)
   assert np.abs(np.diff(found.members, axis=0)).max() > 1e-3
@@ -160,7 +169,7 @@ def test_averaged_weights_are_one_reward_model(runs, mesh, texts):
   source = f"average:{runs / 'whole'}"
   found, averaged = _open(source, mesh)(*texts), workspace.load(source, mesh)
   encoded = data.encode_response(texts[0][0], texts[1][0], averaged.tokenizer, LENGTH)
-  hidden = averaged.model.apply({"params": averaged.params}, encoded.tokens[None], method="hidden")
+  hidden = _hidden(averaged.model, averaged.params, encoded.tokens)
   by_hand = models.scalar_head(averaged.head, hidden)[0, -1]
   np.testing.assert_allclose(found.rewards[0], by_hand, **TOLERANCE)
   assert found.members is None
@@ -246,7 +255,7 @@ def test_long_texts_are_cut_as_in_training_and_counted(runs, mesh, texts, caplog
   # A cut row is read at the last token that is left of its response.
   place = int(np.flatnonzero(long)[0])
   cut = data.encode_response(prompts[place], responses[place], loaded.tokenizer, length)
-  hidden = loaded.model.apply({"params": loaded.params}, cut.tokens[None], method="hidden")
+  hidden = _hidden(loaded.model, loaded.params, cut.tokens)
   by_hand = models.scalar_head(loaded.head, hidden)[0, np.flatnonzero(cut.response_mask)[-1]]
   np.testing.assert_allclose(found.rewards[place], by_hand, **TOLERANCE)
 

@@ -1,6 +1,7 @@
 """Objectives: step-0 identities, rewards read by position, settings that cannot be ignored."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from align_jax.training import (
 from align_jax.training.metrics import to_floats
 
 KEY = jax.random.key(0)
+response_scores = jax.jit(objectives.response_scores, static_argnums=0)
 
 
 def feedback_of(pairs):
@@ -33,7 +35,7 @@ def feedback_of(pairs):
 
 def preference(model, name, chunk=None, **settings):
   config = preferences.PreferenceConfig(name, **settings)
-  return preference_objectives.preference_objective(model, config, chunk=chunk)
+  return jax.jit(preference_objectives.preference_objective(model, config, chunk=chunk))
 
 
 def dpo(model, **settings):
@@ -70,7 +72,7 @@ def test_lora_at_birth_is_its_own_reference(tiny_model, tiny_pairs):
   adapter = models.init_lora(KEY, model, rank=2, targets=("query", "down"))
   loss, metrics = dpo(model)(adapter, {"base": params}, tiny_pairs, KEY)
   np.testing.assert_allclose(to_floats(metrics)["loss"], np.log(2.0), rtol=1e-6)
-  grads = jax.grad(lambda a: dpo(model)(a, {"base": params}, tiny_pairs, KEY)[0])(adapter)
+  grads, _ = jax.jit(jax.grad(dpo(model), has_aux=True))(adapter, {"base": params}, tiny_pairs, KEY)
   assert jax.tree.structure(grads) == jax.tree.structure(adapter)
   assert all(jnp.any(g["b"] != 0) for g in grads["layers"].values())  # it can leave ln 2
 
@@ -82,9 +84,8 @@ def test_beta_is_applied_once(tiny_model, tiny_pairs):
 
   def logps(p):
     tokens = tiny_pairs["tokens"].reshape(16, 16)
-    logits = model.apply(
-      {"params": p}, tokens, segment_ids=tiny_pairs["segment_ids"].reshape(16, 16)
-    )
+    segments = tiny_pairs["segment_ids"].reshape(16, 16)
+    logits = jax.jit(model.apply)({"params": p}, tokens, segment_ids=segments)
     scores = np.asarray(jax.nn.log_softmax(logits))
     mask = tiny_pairs["response_mask"].reshape(16, 16)
     return np.array(
@@ -104,13 +105,8 @@ def test_beta_is_applied_once(tiny_model, tiny_pairs):
 def test_chunked_head_changes_nothing(tiny_model, tiny_pairs):
   model, params = tiny_model
   ref = jax.tree.map(lambda x: 0.9 * x, params)
-  config = preferences.PreferenceConfig("dpo")
-  whole, _ = preference_objectives.preference_objective(model, config)(
-    params, {"ref": ref}, tiny_pairs, KEY
-  )
-  parts, _ = preference_objectives.preference_objective(model, config, chunk=4)(
-    params, {"ref": ref}, tiny_pairs, KEY
-  )
+  whole, _ = dpo(model)(params, {"ref": ref}, tiny_pairs, KEY)
+  parts, _ = dpo(model, chunk=4)(params, {"ref": ref}, tiny_pairs, KEY)
   np.testing.assert_allclose(whole, parts, rtol=1e-6)
 
 
@@ -139,16 +135,17 @@ def test_score_is_read_at_the_last_response_token(tiny_model):
   segments = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], np.int32)
   mask = np.array([[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]], np.float32)
   variables = {"params": params}
-  scores = objectives.response_scores(model, variables, head, tokens, segments, mask)
-  all_scores = models.scalar_head(head, model.apply(variables, tokens, method="hidden"))
+  scores = response_scores(model, variables, head, tokens, segments, mask)
+  hidden = jax.jit(functools.partial(model.apply, method="hidden"))(variables, tokens)
+  all_scores = models.scalar_head(head, hidden)
   np.testing.assert_allclose(scores, [all_scores[0, 3], all_scores[1, 5]], rtol=1e-5)
   padded = [
     np.pad(x, ((0, 0), (0, 7)), constant_values=v)
     for x, v in ((tokens, 2), (segments, 0), (mask, 0))
   ]
-  wide = objectives.response_scores(model, variables, head, *padded)
+  wide = response_scores(model, variables, head, *padded)
   np.testing.assert_allclose(wide, scores, rtol=1e-5)
-  alone = objectives.response_scores(model, variables, head, tokens[:1], segments[:1], mask[:1])
+  alone = response_scores(model, variables, head, tokens[:1], segments[:1], mask[:1])
   np.testing.assert_allclose(alone, scores[:1], rtol=1e-5)  # peers 3.30: no dependence on the batch
 
 
@@ -159,7 +156,7 @@ def test_empty_response_is_finite(tiny_model, tiny_pairs):
   empty["response_mask"][0] = 0
   loss, _ = dpo(model)(params, {"ref": params}, empty, KEY)
   np.testing.assert_allclose(loss, 8 * np.log(2.0), rtol=1e-6)
-  reward = reward_objectives.pair_objective(model)
+  reward = jax.jit(reward_objectives.pair_objective(model))
   head = {"trunk": params, "head": models.init_scalar_head(KEY, 32)}
   assert np.isfinite(reward(head, {}, empty, KEY)[0])
 
@@ -181,7 +178,7 @@ def test_reward_loss_is_bradley_terry_with_centring(tiny_model, tiny_pairs):
     trainable, {}, tiny_pairs, KEY
   )
   flat = {k: tiny_pairs[k].reshape(16, 16) for k in ("tokens", "segment_ids", "response_mask")}
-  r = objectives.response_scores(model, {"params": params}, trainable["head"], **flat).reshape(8, 2)
+  r = response_scores(model, {"params": params}, trainable["head"], **flat).reshape(8, 2)
   expected = np.log1p(np.exp(r[:, 1] - r[:, 0])) + 0.5 * (r[:, 0] + r[:, 1]) ** 2
   np.testing.assert_allclose(to_floats(metrics)["loss"], np.mean(expected), rtol=1e-5)
 
@@ -222,7 +219,7 @@ def test_sft_loss_ignores_prompt_padding_and_segment_starts(tiny_model):
         at += len(tokens)
     return out
 
-  objective = objectives.sft_objective(model)
+  objective = jax.jit(objectives.sft_objective(model))
   packed = objective(params, {}, rows([(a, mask_a), (b, mask_b)]), KEY)[1]["loss"]
   separate = objective(params, {}, rows([(a, mask_a)], [(b, mask_b)]), KEY)[1]["loss"]
   np.testing.assert_allclose(packed.total, separate.total, rtol=1e-5)
@@ -321,7 +318,7 @@ def packing():
     head_dim=8, mlp_dim=32,
   )  # fmt: skip
   model = models.Transformer(config)
-  return model, models.init_params(model, KEY), batches
+  return model, jax.jit(functools.partial(models.init_params, model))(KEY), batches
 
 
 def test_packed_loss_and_gradient_are_the_unpacked_ones(packing):
