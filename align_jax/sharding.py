@@ -32,6 +32,7 @@ RULES = (
   ("classes", ("fsdp", "context", "tensor")),
   ("classes", ("fsdp", "tensor")),
   ("classes", ("tensor",)),
+  ("embed", ("fsdp", "context")),  # those that share a row need not all hold the same weights
   ("embed", ("fsdp",)),
   ("mlp", ("tensor",)),
   ("heads", ("tensor",)),

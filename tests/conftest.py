@@ -1,4 +1,8 @@
-"""Eight CPU devices, highest matmul precision, a persistent compilation cache; shared tiny models."""
+"""Eight CPU devices, highest matmul precision, a persistent compilation cache; shared tiny models.
+
+Most of the tests' time is compilation, of small programs that run for milliseconds: the compiler is told
+not to make them fast.
+"""
 
 import os
 import pathlib
@@ -8,6 +12,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Threads that XLA may block in collectives. Eight devices that wait in two of them at once need more than
 # the eight it takes by itself, or they wait for ever.
 os.environ.setdefault("NPROC", "32")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/align_jax/compiled-tests")
 )

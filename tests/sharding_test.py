@@ -20,10 +20,22 @@ def mesh():
   [
     (("vocab", "columns"), (64, 32), P(None, ("tensor", "fsdp"))),
     (("embed", "classes"), (32, 64), P(None, ("fsdp", "context", "tensor"))),
-    (("embed", "classes"), (32, 66), P("fsdp", "tensor")),  # 66 classes do not split in four
-    (("layers", "embed", "heads", "head_dim"), (2, 32, 4, 8), P(None, "fsdp", "tensor", None)),
-    (("layers", "embed", "kv_heads", "head_dim"), (2, 32, 3, 8), P(None, "fsdp", None, None)),
-    (("layers", "mlp", "embed"), (2, 64, 32), P(None, "tensor", "fsdp")),
+    (
+      ("embed", "classes"),
+      (32, 66),
+      P(("fsdp", "context"), "tensor"),
+    ),  # 66 classes do not split in four
+    (
+      ("layers", "embed", "heads", "head_dim"),
+      (2, 32, 4, 8),
+      P(None, ("fsdp", "context"), "tensor", None),
+    ),
+    (
+      ("layers", "embed", "kv_heads", "head_dim"),
+      (2, 32, 3, 8),
+      P(None, ("fsdp", "context"), None, None),
+    ),
+    (("layers", "mlp", "embed"), (2, 64, 32), P(None, "tensor", ("fsdp", "context"))),
     (("layers", "embed"), (2, 33), P(None, None)),  # 33 is odd: whole on every device
   ],
 )

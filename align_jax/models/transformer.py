@@ -257,7 +257,7 @@ class Transformer(nn.Module):
     return rms_norm(x, sharding.on_device(self.final_norm), c)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
-    """Logits [..., V] float32, soft-capped, of `hidden` [..., D]; [B, T, V] are split by classes."""
+    """Logits [..., V] float32, soft-capped, of `hidden` [..., D], split by classes on a mesh."""
     c = self.config
     table = sharding.on_device(self.embedding if c.tie_embeddings else self.unembedding)
     table = table.T if c.tie_embeddings else table
@@ -273,12 +273,13 @@ class Transformer(nn.Module):
 
   def _logit_axes(self, hidden):
     """Where logits live: classes apart and the rows of a replica together, where classes divide."""
-    if self.mesh is None or hidden.ndim != 3:
-      return ("batch",) + (None,) * (hidden.ndim - 2), None
+    others = (None,) * (hidden.ndim - 2)
+    if self.mesh is None:
+      return ("batch", *others), None
     shape, axes = (self.config.vocab_size,), ("classes",)
     if sharding.activation_spec(axes, shape, self.mesh)[0] is not None:
-      return ("replicas", None), "classes"
-    return ("batch", None), "vocab"
+      return ("replicas", *others), "classes"
+    return ("batch", *others), "vocab"
 
   def _context(self, tokens, positions, segment_ids, branch_ids) -> Context:
     c = self.config

@@ -234,9 +234,12 @@ def _draw(rows: Rows, logits, eos_ids, decoding: Decoding) -> Rows:
 
 
 def _logits(model, policy: Policy, hidden) -> jax.Array:
-  """[B, V] of hidden states [B, D]."""
+  """[B, V] of hidden states [B, D]: whole rows, which are sent instead of the table of the head."""
+  mesh = getattr(model, "mesh", None)
   logits = [
-    model.apply(variables, h, method=models.Transformer.unembed)
+    sharding.constrain(
+      model.apply(variables, h, method=models.Transformer.unembed), mesh, ("batch", None)
+    )
     for variables, h in zip(policy.variables, hidden)
   ]
   if policy.weight is None:

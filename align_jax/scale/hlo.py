@@ -41,6 +41,7 @@ _FREE = frozenset(
   ("parameter constant tuple get-tuple-element bitcast after-all partition-id while conditional call "
    "dynamic-update-slice optimization-barrier").split()
 )  # fmt: skip
+_IN_PLACE = ("scatter", "dynamic-update-slice")
 _SLICED = 8
 
 
@@ -130,7 +131,11 @@ class Module:
     return dict(runs)
 
   def trips(self, instruction: Instruction) -> int:
-    """How often a loop's body runs; 1 for all else, and where neither compiler nor condition says."""
+    """How often a loop's body runs; 1 for all else, and where neither compiler nor condition says.
+
+    A condition says so that is one comparison with a constant. Of a loop that ends for several reasons,
+    as decoding does, one turn is counted.
+    """
     if instruction.opcode != "while":
       return 1
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.text):
@@ -139,7 +144,8 @@ class Module:
     lines = self.computations.get(condition[1], ()) if condition else ()
     bounds = [re.match(r"constant\((\d+)\)", i.text) for i in lines if i.opcode == "constant"]
     bounds = [int(bound[1]) for bound in bounds if bound]
-    return bounds[0] if len(bounds) == 1 else 1
+    comparisons = sum(i.opcode == "compare" for i in lines)
+    return bounds[0] if len(bounds) == comparisons == 1 else 1
 
   def collectives(self) -> Iterator[tuple[Instruction, int]]:
     """All collectives with how often they run, those inside of fusions among them.
@@ -264,7 +270,7 @@ def memory_traffic(module: Module) -> float:
   memory and writes its result there.
 
   An operand far larger than the result counts as read in part: it is a slice of what is stacked over
-  layers.
+  layers.  What is written into an array in place, as into a cache, counts by itself.
   """
   total = 0.0
   for name, times in module.runs.items():
@@ -272,10 +278,22 @@ def memory_traffic(module: Module) -> float:
     sizes = {i.name: i.bytes for i in body}
     for instruction in body:
       if instruction.opcode not in _FREE:
-        most = _SLICED * max(instruction.bytes, 1)
-        reads = sum(min(sizes.get(operand, 0.0), most) for operand in instruction.operands)
-        total += times * (instruction.bytes + reads)
+        operands = [sizes.get(operand, 0.0) for operand in instruction.operands]
+        total += times * _moved(module, instruction, operands)
   return total
+
+
+def _moved(module: Module, instruction: Instruction, operands: list[float]) -> float:
+  """Bytes that one instruction reads and writes; operands: the bytes of each."""
+  inner = [instruction]
+  if instruction.opcode == "fusion":
+    inner = [i for name in instruction.called for i in module.computations.get(name, ())]
+  in_place = any(i.opcode in _IN_PLACE and i.bytes == instruction.bytes for i in inner)
+  if in_place and instruction.bytes in operands:
+    operands.remove(instruction.bytes)
+    return 2 * sum(operands)
+  most = _SLICED * max(instruction.bytes, 1)
+  return instruction.bytes + sum(min(size, most) for size in operands)
 
 
 def largest(module: Module, count: int = 5) -> list[Array]:

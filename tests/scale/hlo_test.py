@@ -97,6 +97,23 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
   ROOT %get-tuple-element.9 = f32[8,4]{1,0:T(8,128)} get-tuple-element(%while.1), index=1
 }
 """
+IN_PLACE_TEXT = """
+HloModule write
+
+%fused (a: f32[4096,64], b: s32[8], c: f32[8,64]) -> f32[4096,64] {
+  %a = f32[4096,64]{1,0} parameter(0)
+  %b = s32[8]{0} parameter(1)
+  %c = f32[8,64]{1,0} parameter(2)
+  ROOT %scatter.1 = f32[4096,64]{1,0} scatter(%a, %b, %c), to_apply=%second
+}
+
+ENTRY %main (x: f32[4096,64], y: s32[8], z: f32[8,64]) -> f32[4096,64] {
+  %x = f32[4096,64]{1,0} parameter(0)
+  %y = s32[8]{0} parameter(1)
+  %z = f32[8,64]{1,0} parameter(2)
+  ROOT %fusion.1 = f32[4096,64]{1,0} fusion(%x, %y, %z), kind=kCustom, calls=%fused
+}
+"""
 
 
 def test_a_collective_whose_parts_lie_in_several_fusions_counts_once_and_the_condition_tells_the_trips():
@@ -110,6 +127,26 @@ def test_a_trip_count_in_the_configuration_comes_first():
     "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"11"}}'
   )
   assert hlo.collective_bytes(hlo.parse(text)) == {"all-gather": 11 * 32 * 4 * 4 * 3 / 4}
+
+
+def test_of_a_loop_that_ends_for_several_reasons_one_turn_is_counted():
+  also = "%done = pred[] compare(%p.1, %p.1), direction=EQ\n  ROOT %lt.1"
+  text = TPU_TEXT.replace("ROOT %lt.1", also)
+  assert hlo.collective_bytes(hlo.parse(text)) == {"all-gather": 32 * 4 * 4 * 3 / 4}
+
+
+def test_what_is_written_into_a_cache_is_the_new_part_of_it():
+  """Not the whole of it: rows of [8, 64] float32 into a donated [4096, 64], and their places."""
+
+  def write(cache, rows, places):
+    return cache.at[places].set(rows)
+
+  shapes = [((4096, 64), jnp.float32), ((8, 64), jnp.float32), ((8,), jnp.int32)]
+  args = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+  text = jax.jit(write, donate_argnums=0).lower(*args).compile().as_text()
+  assert hlo.memory_traffic(hlo.parse(IN_PLACE_TEXT)) == 2 * (8 * 64 * 4 + 8 * 4)
+  assert hlo.memory_traffic(hlo.parse(IN_PLACE_TEXT.replace("scatter(", "add("))) > 2 * 4096 * 64 * 4
+  assert hlo.memory_traffic(hlo.parse(text)) < 4096 * 64 * 4
 
 
 def test_what_is_sent_to_other_slices_counts_as_often_as_it_runs():
