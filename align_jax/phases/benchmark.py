@@ -11,13 +11,12 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
 
 from align_jax import data, sharding
 from align_jax.errors import InputError
 from align_jax.evals import benchmark_plots
-from align_jax.phases import records, reference, sections, train, workspace
+from align_jax.phases import benchmark_data, reference, sections, train, workspace
 from align_jax.phases.sections import DataSection, ModelSection
 from align_jax.training import optimizer, preference_objectives, preferences, state, step, workdir
 
@@ -78,7 +77,7 @@ def run(config: BenchmarkConfig, path: str, devices) -> dict[str, Any]:
   train_state = state.create_state(trainable, tx, 0, mesh)
   results = {"device": devices[0].device_kind, "devices": len(devices), "sets": {}}
   for name, section in config.data.items():
-    pairs = _pairs(config, section, loaded.tokenizer)
+    pairs = benchmark_data.pairs(section, loaded.tokenizer, config.batches * section.batch_size)
     variants = [
       _variant(v, config, pairs, loaded, frozen, train_state, tx, mesh, folder)
       for v in config.variants
@@ -91,23 +90,6 @@ def run(config: BenchmarkConfig, path: str, devices) -> dict[str, Any]:
     workdir.write_json(folder / "benchmark.json", results)
   benchmark_plots.save(results, folder / "benchmark.png")
   return results
-
-
-def _pairs(config: BenchmarkConfig, section: DataSection, tokenizer) -> data.Pairs:
-  """As many pairs as the benchmark needs, evenly over the order of their lengths."""
-  pairs = data.read_preferences(
-    section.train, columns=records.parse_columns(section.columns), chat=section.chat
-  )
-  plan = data.Batching(section.batch_size, epochs=1, shuffle=True)
-  everything = data.tokenise_pairs(pairs, tokenizer, plan, length=section.length)
-  count = config.batches * section.batch_size
-  if len(everything.costs) < count:
-    raise InputError(f"{section.train} has {len(everything.costs)} pairs; {count} are needed")
-  order = np.argsort(everything.costs, kind="stable")
-  # The middle of each of `count` equal shares, so that no extreme stands for its neighbours.
-  chosen = order[((np.arange(count) + 0.5) / count * len(order)).astype(int)]
-  kept = [pairs[everything.source.kept[i]] for i in sorted(chosen)]
-  return data.tokenise_pairs(kept, tokenizer, plan, length=section.length)
 
 
 def _variant(name, config, pairs, loaded, frozen, train_state, tx, mesh, folder) -> Variant:

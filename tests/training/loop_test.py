@@ -278,6 +278,48 @@ def test_reports_are_made_at_checkpoints(tmp_path, mesh, compiled):
   assert found == [4, 8]
 
 
+class Recorder:
+  """The step, which writes down when it is dispatched and when each of its metrics is fetched."""
+
+  def __init__(self, compiled):
+    self.compiled, self.seen, self.steps = compiled, [], 0
+
+  def __call__(self, train_state, frozen, batch):
+    self.seen.append(("dispatched", self.steps))
+    train_state, _ = self.compiled(train_state, frozen, batch)
+    found = {"loss": Fetched(self.seen, self.steps), "tokens": ROWS}
+    self.steps += 1
+    return train_state, found
+
+
+class Fetched:
+  """A metric that is known only when somebody asks for its value, which is written down."""
+
+  def __init__(self, seen, step):
+    self._seen, self._step = seen, step
+
+  def __array__(self, dtype=None, copy=None):
+    self._seen.append(("fetched", self._step))
+    return np.float32(1.0)
+
+
+def test_metrics_are_fetched_when_the_next_step_is_under_way(tmp_path, mesh, compiled):
+  """The device never waits for the host: only the step before the one dispatched is waited for."""
+  recorder = Recorder(compiled)
+  run(tmp_path, 4, mesh, recorder)
+  expected = [("dispatched", 0)]
+  for n in range(1, 4):
+    expected += [("dispatched", n), ("fetched", n - 1)]
+  assert recorder.seen == [*expected, ("fetched", 3)]
+
+
+def test_a_checkpoint_does_wait(tmp_path, mesh, compiled):
+  """The control: a fetch that comes before the next dispatch is seen as such."""
+  recorder = Recorder(compiled)
+  run(tmp_path, 2, mesh, recorder, checkpoint_every=1)
+  assert recorder.seen == [(w, n) for n in range(2) for w in ("dispatched", "fetched")]
+
+
 @pytest.mark.parametrize("every", [0, 1, 2])
 def test_a_step_that_waits_for_its_own_end_is_timed_by_itself(tmp_path, mesh, monkeypatch, every):
   """Step t takes t + 1 s by this clock, and 12 tokens: also the last one, and those at checkpoints."""

@@ -1,0 +1,164 @@
+"""A training step next to TRL's: the same weights, examples and optimizer, each side in its own process.
+
+Before any timing both sides make two updates on the same examples, and what they find must agree. Then
+their passes over the same records alternate, A B A B, so that a noisy machine is noisy for both alike.
+TRL runs in its own loop, with its collators and the settings that are its defaults; ours as the product
+runs: full rows, shared prompts, batches of its own grouping. This process knows neither torch nor a
+device.
+"""
+
+import importlib.util
+import pathlib
+import shutil
+from typing import Any
+
+import tqdm
+
+from align_jax import config as config_lib
+from align_jax.errors import InputError
+from align_jax.evals import benchmark_plots
+from align_jax.phases import peer_summary, peer_worker
+from align_jax.phases.peer_config import PEER, PeerBenchmarkConfig
+from align_jax.phases.peer_process import Process, cores
+from align_jax.training import workdir
+
+PACKAGES = ("torch", "transformers", "trl")
+TOLERANCE = 1e-3  # relative, between both sides' losses and log-probs or rewards
+
+
+def run(config: PeerBenchmarkConfig, path: str) -> dict[str, Any]:
+  """Measures, prints tables, and writes benchmark.json and benchmark.png into an empty `path`.
+
+  Where TRL is not installed, that is said and ours is measured alone. FloatingPointError where both
+  sides do not compute the same.
+  """
+  folder = pathlib.Path(path).absolute()
+  if (folder / "benchmark.json").exists():
+    raise InputError(f"{path} holds a benchmark already: choose another workdir")
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in ("model", "records", "reference", "compiled"):  # of a run that was interrupted
+    shutil.rmtree(folder / name, ignore_errors=True)
+  workdir.write_json(folder / "config.json", config_lib.to_dict(config))
+  missing = missing_packages()
+  if missing:
+    print(f"not compared with TRL: {', '.join(missing)} is not installed", flush=True)
+  prepared = _Runs(config, folder, "all").prepare()
+  results = prepared | {"cores": cores(), "dtype": config.model.dtype, "missing": missing}
+  results |= {
+    "definitions": peer_summary.DEFINITIONS,
+    "config": config_lib.to_dict(config),
+    "sets": {},
+  }
+  for name, task in config.tasks.items():
+    sides = [side for side in task.sides if side != PEER or not missing]
+    results["sets"][name] = _measure(_Runs(config, folder, name), sides)
+    print(peer_summary.table(name, results["sets"][name]), flush=True)
+    workdir.write_json(folder / "benchmark.json", results)
+    (folder / "benchmark.png").write_bytes(benchmark_plots.peer_png(results["sets"]))
+  shutil.rmtree(folder / "model")
+  return results
+
+
+def missing_packages() -> list[str]:
+  """What TRL's side needs and this installation lacks."""
+  return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
+class _Runs:
+  """Starts the processes of one task, which share a folder and a compilation cache in it."""
+
+  def __init__(self, config: PeerBenchmarkConfig, folder: pathlib.Path, task: str):
+    self.config, self.folder, self.task = config, folder, task
+    self._environment = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    self._environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+
+  def start(self, role: str) -> Process:
+    return Process(role, self.task, self.folder, self._environment)
+
+  def prepare(self) -> dict[str, Any]:
+    process = self.start(peer_worker.PREPARE)
+    try:
+      return process.ready()
+    finally:
+      process.stop()
+
+
+def _measure(runs: _Runs, sides: list[str]) -> dict[str, Any]:
+  """First every side alone, compiling for the first time, so that a mismatch ends the run early."""
+  found = {side: {"starts": [], "passes": []} for side in sides}
+  for side in tqdm.tqdm(sides, f"{runs.task}: first start", unit=" sides"):
+    _turn(runs, side, found[side], passes=0)
+  agreement = compare(runs.task, {side: found[side]["starts"][0]["check"] for side in sides})
+  if runs.config.interleave:
+    _interleaved(runs, found)
+  else:
+    turns = [side for _ in range(runs.config.repeats) for side in sides]
+    for side in tqdm.tqdm(turns, runs.task, unit=" passes"):
+      _turn(runs, side, found[side], passes=1)
+  task = runs.config.tasks[runs.task]
+  examples = runs.config.batches * task.data.batch_size
+  records = workdir.read_json(runs.folder / "records" / f"{runs.task}.json")
+  return peer_summary.summary(task, examples, records["useful_tokens"], agreement, found)
+
+
+def _turn(runs: _Runs, side: str, found: dict[str, list], passes: int) -> None:
+  """The side alone in memory, from its start to its end."""
+  process = runs.start(side)
+  try:
+    found["starts"].append(process.ready())
+    found["passes"] += [process.ask() for _ in range(passes)]
+    process.stop()
+  finally:
+    process.kill()
+
+
+def _interleaved(runs: _Runs, found: dict[str, dict[str, list]]) -> None:
+  """All sides in memory at once, a pass of each in turn."""
+  processes: dict[str, Process] = {}
+  try:
+    for side in found:
+      processes[side] = runs.start(side)
+      found[side]["starts"].append(processes[side].ready())
+    turns = [side for _ in range(runs.config.repeats) for side in found]
+    for side in tqdm.tqdm(turns, runs.task, unit=" passes"):
+      found[side]["passes"].append(processes[side].ask())
+    for process in processes.values():
+      process.stop()
+  finally:
+    for process in processes.values():
+      process.kill()
+
+
+def compare(task: str, checks: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+  """Relative differences from the first side of what each found before updates 1 and 2.
+
+    |ours - theirs| / max(|ours|, |theirs|, 0.1)
+
+  FloatingPointError where one is above `TOLERANCE`, or where the update did not move the loss by more
+  than both sides differ, as then their second values prove nothing.
+  """
+  (first, theirs), *others = checks.items()
+  worst = {}
+  for side, ours in others:
+    apart = [
+      {name: _apart(mine[name], other[name]) for name in other} for mine, other in zip(ours, theirs)
+    ]
+    worst[side] = max(x for found in apart for x in found.values())
+    for at, found in enumerate(apart):
+      for name, value in found.items():
+        if not value <= TOLERANCE:
+          raise FloatingPointError(
+            f"{task}: {name} at step {at} is {ours[at][name]:.6g} by {side} and {theirs[at][name]:.6g} by "
+            f"{first}: they differ by {value:.1e}, and at most {TOLERANCE} is allowed"
+          )
+    moved = _apart(theirs[1]["loss"], theirs[0]["loss"])
+    if moved <= apart[1]["loss"]:
+      raise FloatingPointError(
+        f"{task}: the update moved the loss by {moved:.1e} only, less than both sides differ: raise "
+        "config.optimizer.learning_rate"
+      )
+  return {"values": checks, "largest_difference": worst, "tolerance": TOLERANCE}
+
+
+def _apart(one: float, other: float) -> float:
+  return abs(one - other) / max(abs(one), abs(other), 0.1)

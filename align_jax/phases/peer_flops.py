@@ -1,0 +1,77 @@
+"""What a step has to compute, what it does compute, and what the machine could."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align_jax import models
+from align_jax.scale import flops
+
+
+def traced(step, state, frozen, batch) -> float:
+  """FLOPs of all matrix products of `step` on this batch: padding and recomputation included.
+
+  Of a chunk of logits that is skipped where it is empty the dearer branch counts.
+  """
+  return flops.count(jax.make_jaxpr(step)(state, frozen, batch))
+
+
+def model_flops(model, phase: str, batches, *, recomputed: bool) -> float:
+  """FLOPs that the step's mathematics needs on `batches`, summed; nothing for padding, for masked
+  attention scores or for what the backward pass computes again.
+
+    F = k (a · tokens + b · attended + c · scored)
+
+  tokens: real ones, a pair's prompt once. attended: (query, key) pairs that the mask allows. scored:
+  tokens that go through the LM head, none for rewards. k = 3 for forward and backward pass, 4 with the
+  `recomputed` reference. a, b, c are traced from the model's forward pass. batches: those of
+  `data.sft_batches` packed, or of `data.shared_batches`.
+  """
+  a, b, c = _rates(model)
+  tokens, attended, scored = (sum(x) for x in zip(*map(_counts, batches)))
+  scored = 0 if phase == "reward" else scored
+  return (4 if recomputed else 3) * (a * tokens + b * attended + c * scored)
+
+
+def _rates(model) -> tuple[float, float, float]:
+  """FLOPs of the forward pass: (a token of the trunk, a pair of query and key, a token of the head)."""
+  config = dataclasses.replace(model.config, remat="none", attention_impl="xla")
+  model = models.Transformer(config)
+  params = {"params": models.abstract_params(model)}
+
+  def trunk(length: int) -> float:
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    return flops.count(
+      jax.make_jaxpr(lambda p, t: model.apply(p, t, method="hidden"))(params, tokens)
+    )
+
+  one, two = trunk(64), trunk(128)  # 64 a + 64² b and 128 a + 128² b
+  b = (two - 2 * one) / (128**2 - 2 * 64**2)
+  hidden = jax.ShapeDtypeStruct((1, 1, config.embed_dim), jnp.float32)
+  head = jax.make_jaxpr(lambda p, h: model.apply(p, h, method="unembed"))(params, hidden)
+  return one / 64 - 64 * b, b, flops.count(head)
+
+
+def _counts(batch) -> tuple[int, int, int]:
+  """(real tokens, allowed pairs of query and key, scored tokens) of a batch."""
+  real = np.asarray(batch["segment_ids"]) > 0
+  # A token at position i attends to i + 1; positions go on from the prompt in both answers of a pair.
+  attended = int((batch["positions"] + 1)[real].sum())
+  scored = batch["slots"] >= 0 if "slots" in batch else batch["loss_mask"] > 0
+  return int(real.sum()), attended, int(scored.sum())
+
+
+def matmul_rate(size: int, dtype: str, repeats: int = 5) -> float:
+  """FLOPs per second of the best of `repeats` products of two matrices [size, size]."""
+  x = jnp.ones((size, size), dtype)
+  product = jax.jit(jnp.matmul)
+  jax.block_until_ready(product(x, x))
+  best = float("inf")
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(product(x, x))
+    best = min(best, time.perf_counter() - start)
+  return 2.0 * size**3 / best

@@ -1,0 +1,33 @@
+"""What a process of the peer benchmark runs: `python -m align_jax.phases.peer_worker ROLE TASK FOLDER`."""
+
+import pathlib
+import sys
+
+from align_jax import app
+from align_jax.phases.peer_process import Channel
+
+PREPARE = "prepare"
+
+
+def main(role: str, task: str, folder: str) -> None:
+  """ROLE: "prepare" writes weights and records for all tasks; else the name of a side."""
+  channel = Channel()
+  from align_jax.phases import peer_config
+
+  place = peer_config.Place(pathlib.Path(folder))
+  if role == peer_config.PEER:
+    from align_jax.phases import peer_trl
+
+    peer_trl.serve(place, task, channel)
+    return
+  app.prepare()
+  from align_jax.phases import peer_ours, peer_records
+
+  if role == PREPARE:
+    channel.send(peer_records.prepare(place, app.devices()))
+  else:
+    peer_ours.serve(place, task, role, channel, app.devices())
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

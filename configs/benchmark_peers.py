@@ -1,0 +1,66 @@
+"""SFT, reward and DPO steps next to TRL's: the same weights, examples, batch and optimizer.
+
+  python -m experiments.benchmark --config=configs/benchmark_peers.py --workdir=runs/benchmark_peers
+  python -m experiments.benchmark --config=configs/benchmark_peers.py:gpu --workdir=runs/benchmark_peers
+
+The environment variable ALIGN_JAX_DATA names the folder of hh_rlhf_harmless, alpaca_eval_prefs and
+instructions. TRL's side needs `pip install torch transformers trl`, which nothing else here does;
+without it ours is measured alone. SmolLM2-135M in float32 takes some hours on two CPU cores, most of them
+TRL's; `--config.tasks.TASK` cannot be left out there, but `:cpu,dpo_hh` measures the tasks that are named.
+On a GPU: a 1 B random Llama in bfloat16.
+"""
+
+import os
+
+from ml_collections import config_dict
+
+from configs import common
+
+_FILES = {  # task: (phase, folder, columns)
+  "dpo_hh": ("dpo", "hh_rlhf_harmless", None),
+  "dpo_alpaca": ("dpo", "alpaca_eval_prefs", "prompt=instruction"),
+  "reward_hh": ("reward", "hh_rlhf_harmless", None),
+  "reward_alpaca": ("reward", "alpaca_eval_prefs", "prompt=instruction"),
+  "sft": ("sft", "instructions", "completion=response"),
+}
+
+
+def get_config(machine: str = "cpu") -> config_dict.ConfigDict:
+  """machine: "cpu" or "gpu", and names of tasks behind it, as in "cpu,dpo_hh,sft"; by default all."""
+  machine, *names = machine.split(",")
+  if machine not in ("cpu", "gpu"):
+    raise ValueError(f"{machine!r} must be 'cpu' or 'gpu'")
+  unknown = sorted(set(names) - set(_FILES))
+  if unknown:
+    raise ValueError(f"{unknown[0]!r} is none of {', '.join(_FILES)}")
+  config = config_dict.ConfigDict()
+  config.model = common.model("smollm2")
+  config.model.logits_chunk = 128
+  config.shape = config_dict.placeholder(str)  # random weights of a named shape
+  config.tasks = config_dict.ConfigDict()
+  for name in names or _FILES:
+    config.tasks[name] = task(*_FILES[name])
+  config.optimizer = common.optimizer(1e-5, schedule="constant")
+  config.optimizer.update(warmup_fraction=0.0, b1=0.9, b2=0.999)  # TRL's defaults
+  config.batches = 4  # of 8 examples: a pass
+  config.repeats = 3  # passes of each side
+  config.interleave = False  # True: all sides in memory at once
+  config.gradient_checkpointing = True  # of TRL: its default
+  config.matmul = 2048
+  config.mesh = common.mesh()
+  if machine == "gpu":
+    config.shape = "llama3.2-1b"
+    config.model.update(dtype="bfloat16", remat="full")
+    config.update(batches=8, repeats=5, interleave=False, matmul=8192)
+  return config
+
+
+def task(phase: str, folder: str, columns: str | None) -> config_dict.ConfigDict:
+  config = config_dict.ConfigDict()
+  config.phase = phase
+  file = os.path.join(os.environ.get("ALIGN_JAX_DATA", ""), folder, "train.jsonl")
+  config.data = common.data(file, None, length=1024, batch_size=8)
+  if columns:
+    config.data.columns = columns
+  config.references = ("cached", "recomputed") if phase == "dpo" else ()  # ours
+  return config
