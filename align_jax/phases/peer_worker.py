@@ -20,6 +20,8 @@ def main(role: str, task: str, folder: str) -> None:
 
     peer_trl.serve(place, task, channel)
     return
+  # Other packages import torch where it is installed; ours runs as if it were not.
+  sys.modules["torch"] = None
   app.prepare()
   from align_jax.phases import peer_ours, peer_records
 

@@ -1,7 +1,8 @@
 """The compiled DPO step holds no float32 array as large as the logits of its batch.
 
 What is read is the program that the compiler has made, every instruction of it, those inside fusions
-excepted, which are never written to memory.
+excepted, which are never written to memory. That the tests' compiler is told not to optimise changes what
+an instruction becomes, not which there are: the arrays are those of a run's own compiler.
 """
 
 import math
