@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from align_jax.evals import plots
@@ -82,12 +83,16 @@ def _bars(axes, sets: Mapping[str, Mapping[str, Any]], field: str) -> None:
     rows = [row for _, row in having]
     heights = [row[field] for row in rows]
     places = [at + (i - (len(names) - 1) / 2) * width for at, _ in having]
-    bars = axes.bar(places, heights, width * 0.9, color=_COLOURS[i % len(_COLOURS)], label=name)
-    axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=7)  # clear of the range's cap
+    axes.bar(places, heights, width * 0.9, color=_COLOURS[i % len(_COLOURS)], label=name)
+    tops = heights
     if field == "speedup":
       low = [row[field] - row["speedup_range"][0] for row in rows]
       high = [row["speedup_range"][1] - row[field] for row in rows]
       axes.errorbar(places, heights, yerr=[low, high], fmt="none", ecolor=plots.INK, capsize=2)
+      tops = [row["speedup_range"][1] for row in rows]
+    for place, height, top in zip(places, heights, tops):  # clear of the range's cap
+      where = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+      axes.annotate(f"{height:.2f}", (place, top), **where)
   axes.set_xticks(range(len(sets)), list(sets))
 
 
@@ -105,7 +110,8 @@ def scaling_figure(axes: Mapping[str, Mapping[str, Any]]) -> Figure:
       panel.errorbar(sizes, seconds, yerr=[low, high], marker="o", color=colour, label=label)
     panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds a step")
     panel.set_xticks(sizes, [str(size) for size in sizes], minor=False, fontsize=8)
-    panel.minorticks_off()
+    panel.xaxis.set_minor_locator(ticker.NullLocator())
+    panel.yaxis.set_minor_formatter(ticker.LogFormatterSciNotation(minor_thresholds=(1.5, 0.5)))
     panel.legend(title="exponent", fontsize=8, title_fontsize=8)
   return drawn
 

@@ -23,7 +23,8 @@ from align_jax.phases.peer_process import Process, cores
 from align_jax.training import workdir
 
 PACKAGES = ("torch", "transformers", "trl")
-TOLERANCE = 1e-3  # relative, between both sides' losses and log-probs or rewards
+# Relative, between both sides' losses and log-probs or rewards, by the type of computation.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
 def run(config: PeerBenchmarkConfig, path: str) -> dict[str, Any]:
@@ -88,7 +89,8 @@ def _measure(runs: _Runs, sides: list[str]) -> dict[str, Any]:
   found = {side: {"starts": [], "passes": []} for side in sides}
   for side in tqdm.tqdm(sides, f"{runs.task}: first start", unit=" sides"):
     _turn(runs, side, found[side], passes=0)
-  agreement = compare(runs.task, {side: found[side]["starts"][0]["check"] for side in sides})
+  checks = {side: found[side]["starts"][0]["check"] for side in sides}
+  agreement = compare(runs.task, checks, TOLERANCES[runs.config.model.dtype])
   if runs.config.interleave:
     _interleaved(runs, found)
   else:
@@ -129,12 +131,14 @@ def _interleaved(runs: _Runs, found: dict[str, dict[str, list]]) -> None:
       process.kill()
 
 
-def compare(task: str, checks: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def compare(
+  task: str, checks: dict[str, list[dict[str, float]]], tolerance: float
+) -> dict[str, Any]:
   """Relative differences from the first side of what each found before updates 1 and 2.
 
     |ours - theirs| / max(|ours|, |theirs|, 0.1)
 
-  FloatingPointError where one is above `TOLERANCE`, or where the update did not move the loss by more
+  FloatingPointError where one is above `tolerance`, or where the update did not move the loss by more
   than both sides differ, as then their second values prove nothing.
   """
   (first, theirs), *others = checks.items()
@@ -146,10 +150,10 @@ def compare(task: str, checks: dict[str, list[dict[str, float]]]) -> dict[str, A
     worst[side] = max(x for found in apart for x in found.values())
     for at, found in enumerate(apart):
       for name, value in found.items():
-        if not value <= TOLERANCE:
+        if not value <= tolerance:
           raise FloatingPointError(
             f"{task}: {name} at step {at} is {ours[at][name]:.6g} by {side} and {theirs[at][name]:.6g} by "
-            f"{first}: they differ by {value:.1e}, and at most {TOLERANCE} is allowed"
+            f"{first}: they differ by {value:.1e}, and at most {tolerance} is allowed"
           )
     moved = _apart(theirs[1]["loss"], theirs[0]["loss"])
     if moved <= apart[1]["loss"]:
@@ -157,7 +161,7 @@ def compare(task: str, checks: dict[str, list[dict[str, float]]]) -> dict[str, A
         f"{task}: the update moved the loss by {moved:.1e} only, less than both sides differ: raise "
         "config.optimizer.learning_rate"
       )
-  return {"values": checks, "largest_difference": worst, "tolerance": TOLERANCE}
+  return {"values": checks, "largest_difference": worst, "tolerance": tolerance}
 
 
 def _apart(one: float, other: float) -> float:

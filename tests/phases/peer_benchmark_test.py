@@ -50,7 +50,7 @@ def test_a_process_that_fails_shows_its_log(tmp_path):
 class TestCompare:
   def compare(self, ours, theirs):
     wrap = lambda losses: [{"loss": x} for x in losses]  # noqa: E731
-    return peer_benchmark.compare("task", {"trl": wrap(theirs), "align_jax": wrap(ours)})
+    return peer_benchmark.compare("task", {"trl": wrap(theirs), "align_jax": wrap(ours)}, 1e-3)
 
   def test_what_agrees(self):
     found = self.compare([1.0, 0.5], [1.0005, 0.5])
