@@ -138,7 +138,11 @@ def constrain(x, mesh: Mesh | None, axes: tuple[str | None, ...]):
 
 
 def gathered(
-  weight, mesh: Mesh | None, axes: tuple[str | None, ...], *, used: tuple[str | None, ...] | None = None
+  weight,
+  mesh: Mesh | None,
+  axes: tuple[str | None, ...],
+  *,
+  used: tuple[str | None, ...] | None = None,
 ):
   """The weight with logical `axes` as it is used: whole but for what activations split as well.
 

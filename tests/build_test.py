@@ -109,6 +109,7 @@ ROOMS = [  # each line may import only what stands on the lines above it
   {"launch"},
   {"distributed"},
   {"app"},
+  {"peer_worker"},
 ]
 
 

@@ -137,7 +137,15 @@ class Block(nn.Module):
 
     def attend(window):
       return context_attention.attend(
-        q, k, v, rows, window, impl=impl, mesh=mesh, scale=c.query_scale, softcap=c.attention_softcap
+        q,
+        k,
+        v,
+        rows,
+        window,
+        impl=impl,
+        mesh=mesh,
+        scale=c.query_scale,
+        softcap=c.attention_softcap,
       )
 
     if len(set(c.windowed)) > 1:
@@ -205,7 +213,9 @@ class Transformer(nn.Module):
 
   config: ModelConfig
   lora_scale: float = 1.0
-  mesh: jax.sharding.Mesh | None = None  # holds activations to their places on it; None: on one device
+  mesh: jax.sharding.Mesh | None = (
+    None  # holds activations to their places on it; None: on one device
+  )
 
   def setup(self):
     c = self.config
@@ -247,7 +257,9 @@ class Transformer(nn.Module):
     """The residual stream behind the last norm, [B, T, D]; arguments as for `__call__`."""
     c = self.config
     self._check_names()
-    x = embedding.look_up(sharding.on_device(self.embedding), tokens, self.mesh).astype(jnp.dtype(c.dtype))
+    x = embedding.look_up(sharding.on_device(self.embedding), tokens, self.mesh).astype(
+      jnp.dtype(c.dtype)
+    )
     if c.scale_embeddings:
       x = x * jnp.asarray(c.embed_dim**0.5, x.dtype)
     x = sharding.constrain(x, self.mesh, ("batch", "length", "embed"))

@@ -17,8 +17,8 @@ import tqdm
 from align_jax import config as config_lib
 from align_jax.errors import InputError
 from align_jax.evals import benchmark_plots
-from align_jax.phases import peer_summary, peer_worker
-from align_jax.phases.peer_config import PEER, PeerBenchmarkConfig
+from align_jax.phases import peer_summary
+from align_jax.phases.peer_config import PEER, PREPARE, PeerBenchmarkConfig
 from align_jax.phases.peer_process import Process, cores
 from align_jax.training import workdir
 
@@ -77,7 +77,7 @@ class _Runs:
     return Process(role, self.task, self.folder, self._environment)
 
   def prepare(self) -> dict[str, Any]:
-    process = self.start(peer_worker.PREPARE)
+    process = self.start(PREPARE)
     try:
       return process.ready()
     finally:

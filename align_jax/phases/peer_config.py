@@ -14,6 +14,7 @@ from align_jax.training.optimizer import OptimizerConfig
 PHASES = ("sft", "reward", "dpo")
 REFERENCES = ("cached", "recomputed")
 PEER, OURS, RECOMPUTED = "trl", "align_jax", "align_jax, reference recomputed"
+PREPARE = "prepare"  # what a process does before any side is started
 BETA = 0.1  # of DPO, on both sides: TRL's default and ours
 
 

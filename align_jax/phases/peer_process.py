@@ -18,10 +18,10 @@ class Process:
   """One side of a benchmark in a process of its own, seen from the parent."""
 
   def __init__(self, role: str, task: str, folder: pathlib.Path, environment: dict[str, str]):
-    """Starts `python -m align_jax.phases.peer_worker ROLE TASK FOLDER`."""
+    """Starts `python -m align_jax.peer_worker ROLE TASK FOLDER`."""
     self._log = folder / "logs" / f"{task}.{role}.log".replace(", ", ".").replace(" ", "_")
     self._log.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "align_jax.phases.peer_worker", role, task, str(folder)]
+    command = [sys.executable, "-m", "align_jax.peer_worker", role, task, str(folder)]
     with self._log.open("a") as log:
       self._child = subprocess.Popen(
         command,

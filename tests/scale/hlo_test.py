@@ -145,7 +145,9 @@ def test_what_is_written_into_a_cache_is_the_new_part_of_it():
   args = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
   text = jax.jit(write, donate_argnums=0).lower(*args).compile().as_text()
   assert hlo.memory_traffic(hlo.parse(IN_PLACE_TEXT)) == 2 * (8 * 64 * 4 + 8 * 4)
-  assert hlo.memory_traffic(hlo.parse(IN_PLACE_TEXT.replace("scatter(", "add("))) > 2 * 4096 * 64 * 4
+  assert (
+    hlo.memory_traffic(hlo.parse(IN_PLACE_TEXT.replace("scatter(", "add("))) > 2 * 4096 * 64 * 4
+  )
   assert hlo.memory_traffic(hlo.parse(text)) < 4096 * 64 * 4
 
 

@@ -1,12 +1,10 @@
-"""What a process of the peer benchmark runs: `python -m align_jax.phases.peer_worker ROLE TASK FOLDER`."""
+"""What a process of the peer benchmark runs: `python -m align_jax.peer_worker ROLE TASK FOLDER`."""
 
 import pathlib
 import sys
 
 from align_jax import app
 from align_jax.phases.peer_process import Channel
-
-PREPARE = "prepare"
 
 
 def main(role: str, task: str, folder: str) -> None:
@@ -25,7 +23,7 @@ def main(role: str, task: str, folder: str) -> None:
   app.prepare()
   from align_jax.phases import peer_ours, peer_records
 
-  if role == PREPARE:
+  if role == peer_config.PREPARE:
     channel.send(peer_records.prepare(place, app.devices()))
   else:
     peer_ours.serve(place, task, role, channel, app.devices())
