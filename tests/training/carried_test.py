@@ -196,5 +196,7 @@ def test_what_is_carried_is_saved_and_restored(toy, mesh, soft, tmp_path):
   assert [row["loss"] for row in written[0]] == [row["loss"] for row in written[1]]
   assert [row["step"] for row in written[1]] == list(range(8))
   shifts = [row["bco/shift"] for row in written[1]]
-  assert shifts[:2] == [0.0, 0.0]  # nothing known yet, then the rewards of the start
+  # Nothing known yet, then the rewards of the start: 0 up to the rounding of two ways to compile.
+  np.testing.assert_allclose(shifts[:2], 0.0, atol=1e-6)
+  assert np.abs(shifts[2:]).min() > 1e-4
   assert len(set(shifts[1:])) == 7  # the control: the shift moves all the time
