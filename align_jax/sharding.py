@@ -46,6 +46,7 @@ ACTIVATIONS = {
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
   "classes": ("fsdp", "context", "tensor"),
+  "shards": ("fsdp",),  # classes on their way to the rows of a batch
   "vocab": ("tensor",),
 }
 REPLICATED_NAMES = frozenset({"length", "vocab", "head_dim", "layers", "rank", None})

@@ -59,6 +59,18 @@ def by_classes(table: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
   return turn(table)
 
 
+def whole_rows(logits: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
+  """Logits [B, V], split by classes, as whole rows where the rows of a batch are.
+
+  In two steps, each of which is one collective: straight ahead, the compiler gathers everything.
+  """
+  if mesh is None:
+    return logits
+  if sharding.activation_spec(("classes",), logits.shape[1:], mesh)[0] is not None:
+    logits = sharding.constrain(logits, mesh, ("replicas", "shards"))
+  return sharding.constrain(logits, mesh, ("batch", None))
+
+
 def _by_classes(columns):
   move = functools.partial(jax.lax.all_to_all, split_axis=0, concat_axis=1, tiled=True)
   return move(move(columns, "fsdp"), "tensor")

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from align_jax import models, sharding
+from align_jax.models import embedding
 from align_jax.sampling.distribution import Decoding, draw
 
 
@@ -237,9 +238,7 @@ def _logits(model, policy: Policy, hidden) -> jax.Array:
   """[B, V] of hidden states [B, D]: whole rows, which are sent instead of the table of the head."""
   mesh = getattr(model, "mesh", None)
   logits = [
-    sharding.constrain(
-      model.apply(variables, h, method=models.Transformer.unembed), mesh, ("batch", None)
-    )
+    embedding.whole_rows(model.apply(variables, h, method=models.Transformer.unembed), mesh)
     for variables, h in zip(policy.variables, hidden)
   ]
   if policy.weight is None:
