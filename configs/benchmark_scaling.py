@@ -3,7 +3,7 @@
   python -m experiments.benchmark --config=configs/benchmark_scaling.py --workdir=runs/benchmark_scaling
 
 A random transformer of four layers whose steps take up to two seconds on two CPU cores; some ten minutes
-in all. `--config.first_step=None` leaves out the time to the first step.
+in all. `--config.first_step.module=''` leaves out the time to the first step.
 """
 
 from ml_collections import config_dict

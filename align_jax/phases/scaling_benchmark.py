@@ -50,7 +50,7 @@ class ScalingConfig:
   base: dict[str, int]  # length, batch, rank (0: all weights train), vocab: where nothing varies
   axes: dict[str, tuple[int, ...]]  # by the same names
   repeats: int  # steps of every point
-  first_step: FirstStepSection | None = None  # a command whose time to its first step is measured
+  first_step: FirstStepSection  # a command whose time to its first step is measured
   mesh: sharding.MeshConfig = sharding.MeshConfig()
 
   def __post_init__(self):
@@ -113,7 +113,7 @@ def run(config: ScalingConfig, path: str, devices) -> dict[str, Any]:
   folder.mkdir(parents=True, exist_ok=True)
   results = {"device": devices[0].device_kind, "devices": len(devices), "base": config.base}
   results |= {"axes": {}, "first_step": None}
-  if config.first_step is not None:
+  if config.first_step.module:
     results["first_step"] = first_step.measure(config.first_step)
     print(first_step.sentence(results["first_step"]), flush=True)
   for axis, name in itertools.product(config.axes, config.steps):

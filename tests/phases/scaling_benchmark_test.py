@@ -20,7 +20,7 @@ def settings(**changes):
   config.model.scratch.update(layers=1, embed_dim=16, heads=1, kv_heads=1, mlp_dim=16)
   config.model.logits_chunk = 4
   values = config.to_dict()
-  values |= {"base": SIZES, "axes": {"rank": (1, 2, 4)}, "repeats": 2, "first_step": None}
+  values |= {"base": SIZES, "axes": {"rank": (1, 2, 4)}, "repeats": 2, "first_step": {"module": ""}}
   return config_lib.build(scaling_benchmark.ScalingConfig, values | changes)
 
 
