@@ -2,7 +2,7 @@
 
   python -m experiments.benchmark --config=configs/benchmark_scaling.py --workdir=runs/benchmark_scaling
 
-A random transformer of four layers whose steps take up to two seconds on two CPU cores; some ten minutes
+A random transformer of two layers whose steps take up to two seconds on two CPU cores; some ten minutes
 in all. `--config.first_step.module=''` leaves out the time to the first step.
 """
 
@@ -14,6 +14,7 @@ from configs import common
 def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.model = common.microworld_model()
+  config.model.scratch.update(layers=2, heads=2, kv_heads=2)
   config.model.remat = "dots"
   config.model.logits_chunk = 128
   config.steps = ("sft", "dpo")
