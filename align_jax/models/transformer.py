@@ -214,7 +214,7 @@ class Transformer(nn.Module):
   config: ModelConfig
   lora_scale: float = 1.0
   mesh: jax.sharding.Mesh | None = (
-    None  # holds activations to their places on it; None: on one device
+    None  # where activations are held to their places; None: one device
   )
 
   def setup(self):

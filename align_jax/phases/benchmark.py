@@ -158,13 +158,10 @@ def _summary(config, section: DataSection, variants: list[Variant]) -> dict[str,
   examples = config.batches * section.batch_size
   rows = {}
   for v in variants:
-    # Ratios of neighbours in time, so that what slows the machine down slows both.
-    ratios = [a / b for a, b in zip(first.seconds, v.seconds)]
     rows[v.name] = {
       "examples_per_s": examples / statistics.median(v.seconds),
       "seconds": v.seconds,
-      "speedup": statistics.median(ratios),
-      "speedup_range": [min(ratios), max(ratios)],
+      **benchmark_data.speedup(first.seconds, v.seconds),
       "temp_bytes": v.temp_bytes,
       "memory_ratio": v.temp_bytes / first.temp_bytes,
       "padded_tokens": v.padded_tokens,

@@ -1,6 +1,8 @@
-"""The records that a benchmark is measured on: few, with the lengths of the whole file."""
+"""What benchmarks share: few records with the lengths of a whole file, and how passes are compared."""
 
 import dataclasses
+import statistics
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +44,15 @@ def demonstrations(section: DataSection, tokenizer, count: int) -> list[data.Dem
   _enough(section, len(found), count, "demonstrations")
   lengths = [len(data.encode_demonstration(r, tokenizer, section.length).tokens) for r in found]
   return [found[i] for i in evenly(np.array(lengths), count)]
+
+
+def speedup(first: list[float], own: list[float]) -> dict[str, Any]:
+  """{"speedup": median of first / own over passes, "speedup_range": [least, most]}; seconds of each pass.
+
+  Ratios are of neighbours in time, so that what slows the machine down slows both.
+  """
+  ratios = [a / b for a, b in zip(first, own)]
+  return {"speedup": statistics.median(ratios), "speedup_range": [min(ratios), max(ratios)]}
 
 
 def plainly(pair: data.Preference) -> data.Preference:

@@ -35,9 +35,8 @@ def _start(config: PeerBenchmarkConfig, mesh) -> workspace.Loaded:
   if config.shape is None:
     return workspace.start(config.model, mesh, seed=0)
   model = models.Transformer(models.named_shape(config.shape), mesh=mesh)
-  places = workspace.param_shardings(model, mesh)
-  init = jax.jit(lambda key: models.init_params(model, key), out_shardings=places)
-  return workspace.Loaded(model, init(jax.random.key(0)), workspace.tokenizer_of(config.model))
+  params = workspace.new_params(model, mesh, seed=0)
+  return workspace.Loaded(model, params, workspace.tokenizer_of(config.model))
 
 
 def _write(place: Place, name: str, task: PeerTask, count: int, tokenizer) -> None:

@@ -3,6 +3,7 @@
 import statistics
 from typing import Any
 
+from align_jax.phases import benchmark_data
 from align_jax.phases.peer_config import PEER, PeerTask
 
 DEFINITIONS = {
@@ -53,7 +54,6 @@ def _all(of: dict[str, list]) -> list[dict[str, Any]]:
 
 
 def _row(examples: int, useful: int, first: list[float], own: list[float], of) -> dict[str, Any]:
-  ratios = [a / b for a, b in zip(first, own)]
   peaks = {
     name: max((p[name] or 0 for p in _all(of)), default=0)
     for name in ("peak_bytes", "peak_device_bytes")
@@ -62,8 +62,7 @@ def _row(examples: int, useful: int, first: list[float], own: list[float], of) -
     "examples_per_s": examples / statistics.median(own),
     "examples_per_s_range": [examples / max(own), examples / min(own)],
     "seconds": own,
-    "speedup": statistics.median(ratios),
-    "speedup_range": [min(ratios), max(ratios)],
+    **benchmark_data.speedup(first, own),
     "useful_tokens": useful,
     "useful_tokens_per_s": useful / statistics.median(own),
     "memory_bytes": peaks["peak_device_bytes"] or peaks["peak_bytes"],

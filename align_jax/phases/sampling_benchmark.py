@@ -7,7 +7,6 @@ host work included, compilation not.
 
 import dataclasses
 import importlib.util
-import os
 import pathlib
 import statistics
 import tempfile
@@ -22,7 +21,8 @@ import tqdm
 from align_jax import models, sampling, sharding
 from align_jax.errors import InputError
 from align_jax.evals import benchmark_plots
-from align_jax.phases import workspace
+from align_jax.phases import benchmark_data, workspace
+from align_jax.phases.peer_process import cores
 from align_jax.phases.sections import ModelSection
 from align_jax.training import workdir
 
@@ -75,7 +75,7 @@ def run(config: SamplingBenchmarkConfig, path: str, devices) -> dict[str, Any]:
   mesh = sharding.make_mesh(config.mesh, devices)
   folder = pathlib.Path(path)
   folder.mkdir(parents=True, exist_ok=True)
-  results = {"device": devices[0].device_kind, "devices": len(devices), "cores": _cores()}
+  results = {"device": devices[0].device_kind, "devices": len(devices), "cores": cores()}
   results |= {MIXED: {}, EQUAL: {}}
   for name, section in config.sets.items():
     loaded = workspace.start(section.model, mesh, seed=0)
@@ -114,14 +114,11 @@ def measure(sides: list[Side], repeats: int, name: str) -> dict[str, Any]:
     raise RuntimeError(f"the sides drew different numbers of tokens: {tokens}")
   rows = {}
   for side in sides:
-    # Ratios of neighbours in time, so that what slows the machine down slows both.
-    ratios = [a / b for a, b in zip(seconds[sides[0].name], seconds[side.name])]
     rows[side.name] = {
       "tokens": tokens[side.name],
       "tokens_per_s": tokens[side.name] / statistics.median(seconds[side.name]),
       "seconds": seconds[side.name],
-      "speedup": statistics.median(ratios),
-      "speedup_range": [min(ratios), max(ratios)],
+      **benchmark_data.speedup(seconds[sides[0].name], seconds[side.name]),
       "first_run_s": compile_s[side.name],
     }
   return {"variants": rows}
@@ -182,7 +179,7 @@ def _transformers_side(export: str, prompts: np.ndarray, count: int) -> Callable
   import torch
   import transformers
 
-  torch.set_num_threads(_cores())
+  torch.set_num_threads(cores())
   theirs = transformers.AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32).eval()
   ids = torch.tensor(prompts, dtype=torch.long)
 
@@ -206,12 +203,6 @@ def _transformers_side(export: str, prompts: np.ndarray, count: int) -> Callable
 
 def _missing() -> str | None:
   return None if importlib.util.find_spec("torch") else "torch"
-
-
-def _cores() -> int:
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def _draw(results: dict[str, Any], file: pathlib.Path):

@@ -32,12 +32,8 @@ from align_jax.training import (
 )
 
 STEPS = ("sft", "dpo")
-LEAST = {
-  "length": 8,
-  "batch": 1,
-  "rank": 0,
-  "vocab": 2,
-}  # of each size; as an axis, ranks are positive
+# Of each size; as an axis, ranks are positive.
+LEAST = {"length": 8, "batch": 1, "rank": 0, "vocab": 2}
 _WARM_UP = 2  # steps of every point before any is timed
 
 
@@ -145,9 +141,7 @@ def _axis(config: ScalingConfig, name: str, axis: str, mesh) -> dict[str, Any]:
 def _point(config: ScalingConfig, name: str, axis: str, size: int, mesh) -> Point:
   sizes = config.base | {axis: size}
   model = _model(config.model, sizes, mesh)
-  places = workspace.param_shardings(model, mesh)
-  init = jax.jit(lambda key: models.init_params(model, key), out_shardings=places)
-  trainable, frozen = init(jax.random.key(0)), {}
+  trainable, frozen = workspace.new_params(model, mesh, seed=0), {}
   if sizes["rank"]:
     lora = dataclasses.replace(config.model.lora, rank=sizes["rank"])
     adapter = workspace.new_lora(model, lora, mesh, 0)

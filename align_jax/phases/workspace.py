@@ -180,10 +180,7 @@ def start(section: ModelSection, mesh, *, seed: int) -> Loaded:
   config = scratch_config(section.scratch, len(tokenizer))
   model = models.Transformer(config)
   model = compute_as(model, mesh, section.dtype, section.remat, section.attention)
-  init = jax.jit(
-    lambda key: models.init_params(model, key), out_shardings=param_shardings(model, mesh)
-  )
-  return Loaded(model, init(jax.random.key(seed)), tokenizer)
+  return Loaded(model, new_params(model, mesh, seed), tokenizer)
 
 
 def tokenizer_of(section: ModelSection):
@@ -253,6 +250,14 @@ def _placed(abstract, shardings):
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
   )
+
+
+def new_params(model, mesh, seed: int):
+  """Random weights, each made where it belongs on the mesh."""
+  init = jax.jit(
+    lambda key: models.init_params(model, key), out_shardings=param_shardings(model, mesh)
+  )
+  return init(jax.random.key(seed))
 
 
 def abstract_params(model, mesh):
