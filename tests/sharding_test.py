@@ -20,11 +20,8 @@ def mesh():
   [
     (("vocab", "columns"), (64, 32), P(None, ("tensor", "fsdp"))),
     (("embed", "classes"), (32, 64), P(None, ("fsdp", "context", "tensor"))),
-    (
-      ("embed", "classes"),
-      (32, 66),
-      P(("fsdp", "context"), "tensor"),
-    ),  # 66 classes do not split in four
+    # 66 classes do not split in four.
+    (("embed", "classes"), (32, 66), P(("fsdp", "context"), "tensor")),
     (
       ("layers", "embed", "heads", "head_dim"),
       (2, 32, 4, 8),

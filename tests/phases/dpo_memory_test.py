@@ -5,6 +5,7 @@ excepted, which are never written to memory. That the tests' compiler is told no
 an instruction becomes, not which there are: the arrays are those of a run's own compiler.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -25,18 +26,10 @@ def pairs():
   return data.tokenise_pairs(world.preferences(BATCH), world.tokenizer(), plan, length=LENGTH)
 
 
-def largest_with_vocabulary(batch, chunk: int | None) -> int:
+def largest_with_vocabulary(tiny, batch, chunk: int | None) -> int:
   """Elements of the largest float32 array with a dimension of the vocabulary; the weights are small."""
   mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
-  config = models.ModelConfig(
-    vocab_size=VOCAB,
-    embed_dim=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    mlp_dim=16,
-  )
+  config = dataclasses.replace(tiny.config, vocab_size=VOCAB)
   model = models.Transformer(config, mesh=mesh)
   params = jax.jit(lambda key: models.init_params(model, key))(jax.random.key(0))
   params = jax.device_put(params, sharding.replicated(mesh))
@@ -54,14 +47,14 @@ def largest_with_vocabulary(batch, chunk: int | None) -> int:
   )
 
 
-def test_the_shared_layout_in_chunks_holds_no_logits(pairs):
+def test_the_shared_layout_in_chunks_holds_no_logits(tiny_model, pairs):
   batch = next(data.shared_batches(pairs))
   whole = batch["tokens"].size * VOCAB  # [B, T, V] of its own rows, fewer than those of two answers
-  assert largest_with_vocabulary(batch, CHUNK) < whole / 2
+  assert largest_with_vocabulary(tiny_model[0], batch, CHUNK) < whole / 2
 
 
-def test_without_chunks_the_padded_layout_does(pairs):
+def test_without_chunks_the_padded_layout_does(tiny_model, pairs):
   """The control: this way of looking finds them where they are."""
   batch = next(data.padded_batches(pairs, LENGTH))
   whole = batch["tokens"][..., 1:].size * VOCAB
-  assert largest_with_vocabulary(batch, None) >= whole
+  assert largest_with_vocabulary(tiny_model[0], batch, None) >= whole
