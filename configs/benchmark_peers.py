@@ -44,7 +44,7 @@ def get_config(machine: str = "cpu") -> config_dict.ConfigDict:
   config.optimizer.update(warmup_fraction=0.0, b1=0.9, b2=0.999)  # TRL's defaults
   config.batches = 4  # of 8 examples: a pass
   config.repeats = 3  # passes of each side
-  config.interleave = False  # True: all sides in memory at once
+  config.interleave = True  # all sides in memory at once; a peak is a process's own
   config.gradient_checkpointing = True  # of TRL: its default
   config.matmul = 2048
   config.mesh = common.mesh()

@@ -4,6 +4,7 @@ The prompt of a pair is the trunk of a segment and its two answers are branches 
 other, so every token has the log-prob it has in a row of its own.
 """
 
+import math
 from collections.abc import Sequence
 
 import grain
@@ -23,6 +24,7 @@ def shared_batches(
   *,
   buckets: Sequence[int] | None = None,
   row_multiple: int = 1,
+  long_from: int | None = None,
   reference: Reference | None = None,
 ) -> grain.DatasetIterator:
   """Batches of `batch_size` pairs in R rows of T tokens, with S slots for pairs in each.
@@ -37,13 +39,19 @@ def shared_batches(
 
   T is the shortest of `buckets` that holds the longest pair of the batch, by default of a few
   lengths chosen from the data. R is a multiple of `row_multiple`, and rounded up to three
-  significant bits, so that few shapes are compiled. A shuffled stream is regrouped within windows
+  significant bits, so that few shapes are compiled. Where T would be
+  `long_from` or more, and no buckets are given, R is as small as it can be and T as short as holds the
+  batch, rounded up to four significant bits: least padding, for attention whose cost does not grow with
+  the row. A shuffled stream is regrouped within windows
   of 16 batches: pairs of like length together, and batches of like total. InputError if a pair is
   longer than the longest bucket.
   """
   plan, costs = pairs.source.plan, pairs.costs
   sizes = row_lengths(costs, buckets)
-  build = RowBuilder(pairs, sizes, row_multiple=row_multiple, reference=reference)
+  long_from = None if buckets else long_from
+  build = RowBuilder(
+    pairs, sizes, row_multiple=row_multiple, long_from=long_from, reference=reference
+  )
 
   def regroup(indices: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     del rng
@@ -90,9 +98,9 @@ def _balanced(
   return batches + ([carried] if len(carried) else [])
 
 
-def _rounded(count: int) -> int:
+def _rounded(count: int, bits: int = 3) -> int:
   """Up to three significant bits: 1 to 8, 10, 12, 14, 16, 20, 24, ..."""
-  unit = 1 << max(0, (count - 1).bit_length() - 3)
+  unit = 1 << max(0, (count - 1).bit_length() - bits)
   return -(-count // unit) * unit
 
 
@@ -105,8 +113,10 @@ class RowBuilder:
     sizes: Sequence[int],
     *,
     row_multiple: int = 1,
+    long_from: int | None = None,
     reference: Reference | None = None,
   ):
+    self.long_from = long_from
     self.pairs, self.sizes, self.reference = pairs, sizes, reference
     self.slots = min(SLOTS, pairs.source.plan.batch_size)
     self.row_multiple = row_multiple * pairs.source.plan.shard_count
@@ -116,6 +126,8 @@ class RowBuilder:
   def __call__(self, group: np.ndarray) -> Batch:
     costs, plan = self.pairs.costs[group], self.pairs.source.plan
     length = next(size for size in self.sizes if size >= costs.max())
+    if self.long_from is not None and length >= self.long_from:
+      length = self._long(costs)
     rows = [group[row] for row in best_fit(costs, length, most=self.slots)]
     laid = [[self._lay(pair, slot) for slot, pair in enumerate(row)] for row in rows]
     count = _rounded(-(-len(rows) // self.row_multiple)) * self.row_multiple
@@ -125,6 +137,16 @@ class RowBuilder:
       for name, column in self.columns.items():
         batch[name][r, : len(row)] = column[rows[r]]
     return {name: plan.share(x) for name, x in batch.items()}
+
+  def _long(self, costs: np.ndarray) -> int:
+    """The shortest row, sixteens of four significant bits, that makes as few rows as there must be."""
+    count = -(-len(costs) // (self.slots * self.row_multiple)) * self.row_multiple
+    sixteens = max(costs.max(), -(-costs.sum() // count)) / 16
+    while True:
+      sixteens = _rounded(math.ceil(sixteens), bits=4)
+      if len(best_fit(costs, 16 * sixteens, most=self.slots)) <= count:
+        return 16 * sixteens
+      sixteens += 1
 
   def _lay(self, pair: int, slot: int) -> Batch:
     """One pair's arrays; `sources` and `last` count from its own first token."""

@@ -4,6 +4,7 @@ from align_jax.models.adapters import load_adapter as load_adapter
 from align_jax.models.adapters import save_adapter as save_adapter
 from align_jax.models.config import ModelConfig as ModelConfig
 from align_jax.models.config import RopeScaling as RopeScaling
+from align_jax.models.context_attention import tiles_from as tiles_from
 from align_jax.models.heads import head_variables as head_variables
 from align_jax.models.heads import init_scalar_head as init_scalar_head
 from align_jax.models.heads import map_positions as map_positions

@@ -10,6 +10,7 @@ import numpy as np
 from align_jax.models.config import RopeScaling
 
 MASKED = -1e30  # finite: a row that sees nothing softmaxes to something, not to NaN
+SAVED_NAME = "attention"  # what a remat policy may keep by name: outputs and logsumexps
 
 
 class Rows(NamedTuple):

@@ -1,41 +1,55 @@
 """Attention a tile of queries and keys at a time, in plain JAX: no [T, T] array on any platform.
 
 The softmax is carried from tile to tile (Rabe & Staats 2021, 2112.05682); the backward pass computes
-the tiles again from the logsumexps (Dao et al. 2022, 2205.14135).
+the tiles again from the logsumexps (Dao et al. 2022, 2205.14135).  A tile of queries meets the keys
+from the first tile to the last that it can see, so packed rows cost what their segments cost.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from align_jax.models.attention import MASKED, Rows, seen
+from align_jax.models.attention import MASKED, SAVED_NAME, Rows, seen
 
-BLOCK = 512
+BLOCK = 512  # tokens of a tile
+SERIAL_BLOCK = 128  # small enough for a CPU's cache
 
 
-def padded_length(length: int) -> int:
+class Options(NamedTuple):
+  """What does not depend on the data.
+
+  serial: heads one after the other, as plain matrix products: on CPU XLA computes products with
+  batch dimensions at a fifth of their speed.
+  """
+
+  scale: float
+  softcap: float | None
+  window: int | None
+  serial: bool
+
+  @property
+  def block(self) -> int:
+    return SERIAL_BLOCK if self.serial else BLOCK
+
+
+def padded_length(length: int, *, serial: bool) -> int:
   """The next multiple of a tile; short rows are one tile."""
-  return length if length <= BLOCK else -(-length // BLOCK) * BLOCK
+  block = SERIAL_BLOCK if serial else BLOCK
+  return length if length <= block else -(-length // block) * block
 
 
 def attend(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  queries: Rows,
-  keys: Rows,
-  window: int | None,
-  *,
-  scale: float,
-  softcap: float | None,
+  q: jax.Array, k: jax.Array, v: jax.Array, queries: Rows, keys: Rows, options: Options
 ) -> jax.Array:
   """softmax(scale q.k) v: q [B, T, K, G, H], k and v [B, S, K, H] -> [B, T, K, G, H].
 
   `queries` and `keys` say who the T and the S tokens are; every query sees a key.  T and S are
   multiples of the tile or shorter than it.
   """
-  return _attend((scale, softcap, window), q, k, v, queries, keys)
+  return _attend(options, q, k, v, queries, keys)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -44,110 +58,155 @@ def _attend(options, *args):
 
 
 def _forward(options, q, k, v, queries, keys):
-  scale = options[0]
-  tiles = _Tiles(options, queries, keys)
-  q_scaled = q * scale
-  b, t, kv, g, h = q.shape
-
-  def step(carry, i, j, mask):
-    top, total, out = (tiles.query(x, i) for x in carry)
-    scores, _ = tiles.scores(tiles.query(q_scaled, i), tiles.key(k, j), mask)
-    new_top = jnp.maximum(top, scores.max(-1))
-    weights = jnp.exp(scores - new_top[..., None])
-    decay = jnp.exp(top - new_top)
-    values = jnp.einsum(
-      "btkgs,bskh->btkgh", weights.astype(v.dtype), tiles.key(v, j),
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    new = new_top, total * decay + weights.sum(-1), out * decay[..., None] + values
-    return tuple(tiles.put_query(x, i, part) for x, part in zip(carry, new))
-
-  start = (
-    jnp.full((b, t, kv, g), MASKED, jnp.float32),
-    jnp.zeros((b, t, kv, g), jnp.float32),
-    jnp.zeros((b, t, kv, g, h), jnp.float32),
-  )
-  top, total, out = tiles.scan(step, start)
-  logsumexp = top + jnp.log(total)
-  out = (out / total[..., None]).astype(q.dtype)
+  forward = functools.partial(_forward_of_head, options)
+  out, logsumexp = _by_head(forward, options, queries, keys, q * options.scale, k, v)
+  out, logsumexp = (checkpoint_name(x, SAVED_NAME) for x in (out.astype(q.dtype), logsumexp))
   return out, (q, k, v, queries, keys, out, logsumexp)
 
 
 def _backward(options, saved, d_out):
-  """With p the weights and Δ = Σ out d_out: dv = pᵀ d_out, ds = p (d_out vᵀ − Δ), dq = ds k, dk = dsᵀ q."""
-  scale = options[0]
   q, k, v, queries, keys, out, logsumexp = saved
-  tiles = _Tiles(options, queries, keys)
-  q_scaled = q * scale
+  backward = functools.partial(_backward_of_head, options)
   delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
-  einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-  def step(carry, i, j, mask):
-    dq, dk, dv = carry
-    q_i, do_i = tiles.query(q_scaled, i), tiles.query(d_out, i)
-    k_j, v_j = tiles.key(k, j), tiles.key(v, j)
-    scores, slope = tiles.scores(q_i, k_j, mask)
-    weights = jnp.exp(scores - tiles.query(logsumexp, i)[..., None])
-    ds = einsum("btkgh,bskh->btkgs", do_i, v_j) - tiles.query(delta, i)[..., None]
-    ds = (weights * ds * slope).astype(q.dtype)
-    weights = weights.astype(v.dtype)
-    dq = tiles.add_query(dq, i, einsum("btkgs,bskh->btkgh", ds, k_j))
-    dk = tiles.add_key(dk, j, einsum("btkgs,btkgh->bskh", ds, q_i))
-    dv = tiles.add_key(dv, j, einsum("btkgs,btkgh->bskh", weights, do_i))
-    return dq, dk, dv
-
-  start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-  dq, dk, dv = tiles.scan(step, start)
-  return (dq * scale).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+  heads = q * options.scale, k, v, d_out, logsumexp, delta
+  dq, dk, dv = _by_head(backward, options, queries, keys, *heads)
+  return (dq * options.scale).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-class _Tiles:
-  """The pairs of tiles of one attention; a pair in which nobody sees anybody is skipped."""
+def _by_head(function, options, queries, keys, *heads):
+  """function(tiles, *heads) for every row and key head; heads [B, T, K, ...], as its outputs."""
+  tiles = _Tiles.of(options, queries, keys)
+  if not options.serial:  # side by side, so all rows go through the tiles that one of them needs
+    tiles = tiles._replace(first=tiles.first.min(axis=0), last=tiles.last.max(axis=0))
+    over = _Tiles(0, 0, None, None)
+    of_row = jax.vmap(function, in_axes=(None, *(1 for _ in heads)), out_axes=1)
+    return jax.vmap(of_row, in_axes=(over, *(0 for _ in heads)))(tiles, *heads)
 
-  def __init__(self, options, queries: Rows, keys: Rows):
-    _, self.softcap, self.window = options
-    self.queries, self.keys = queries, keys
-    lengths = queries.places.shape[1], keys.places.shape[1]
-    self.sizes = tuple(min(BLOCK, length) for length in lengths)
-    self.counts = tuple(length // size for length, size in zip(lengths, self.sizes))
+  def of_row(row):
+    tiles, heads = row
+    return jax.lax.map(lambda head: function(tiles, *head), heads)
 
-  def scan(self, step, carry):
-    """step(carry, i, j, mask) over all pairs."""
+  heads = tuple(jnp.moveaxis(x, 2, 1) for x in heads)
+  found = jax.lax.map(of_row, (tiles, heads))
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), found)
 
-    def one(carry, pair):
-      i, j = pair
-      queries = jax.tree.map(lambda x: self.query(x, i), self.queries)
-      keys = jax.tree.map(lambda x: self.key(x, j), self.keys)
-      mask = seen(queries, keys, self.window)[:, :, None, None]
-      return jax.lax.cond(mask.any(), lambda c: step(c, i, j, mask), lambda c: c, carry), None
 
-    places = jnp.arange(self.counts[0] * self.counts[1])
-    return jax.lax.scan(one, carry, (places // self.counts[1], places % self.counts[1]))[0]
+def _forward_of_head(options, tiles, q, k, v):
+  """q [T, G, H], k and v [S, H] -> output [T, G, H] and logsumexp [T, G], float32."""
+  count, size = tiles.first.shape[0], min(options.block, q.shape[0])
+  shape = (size, *q.shape[1:])
 
-  def query(self, x, i):
-    return jax.lax.dynamic_slice_in_dim(x, i * self.sizes[0], self.sizes[0], axis=1)
+  def of_tile(i):
+    q_i = _tile(q, i, size)
 
-  def key(self, x, j):
-    return jax.lax.dynamic_slice_in_dim(x, j * self.sizes[1], self.sizes[1], axis=1)
+    def step(j, carry):
+      top, total, out = carry
+      scores, _ = _scores(options, tiles, q_i, _tile(k, j, options.block), i, j)
+      new_top = jnp.maximum(top, scores.max(-1))
+      weights, decay = jnp.exp(scores - new_top[..., None]), jnp.exp(top - new_top)
+      values = _product("tgs,sh->tgh", weights.astype(v.dtype), _tile(v, j, options.block))
+      return new_top, total * decay + weights.sum(-1), out * decay[..., None] + values
 
-  def put_query(self, x, i, part):
-    return jax.lax.dynamic_update_slice_in_dim(x, part, i * self.sizes[0], axis=1)
+    start = jnp.full(shape[:2], MASKED), jnp.zeros(shape[:2]), jnp.zeros(shape)
+    top, total, out = jax.lax.fori_loop(tiles.first[i], tiles.last[i] + 1, step, start)
+    return out / total[..., None], top + jnp.log(total)
 
-  def add_query(self, x, i, part):
-    return self.put_query(x, i, self.query(x, i) + part)
+  out, logsumexp = jax.lax.map(of_tile, jnp.arange(count))
+  return out.reshape(q.shape), logsumexp.reshape(q.shape[:2])
 
-  def add_key(self, x, j, part):
-    place = j * self.sizes[1]
-    return jax.lax.dynamic_update_slice_in_dim(x, self.key(x, j) + part, place, axis=1)
 
-  def scores(self, q, k, mask):
-    """Capped and masked scores [B, T, K, G, S] of two tiles, and the cap's slope there."""
-    scores = jnp.einsum("btkgh,bskh->btkgs", q, k, preferred_element_type=jnp.float32)
-    slope = 1.0
-    if self.softcap is not None:
-      capped = jnp.tanh(scores / self.softcap)
-      scores, slope = self.softcap * capped, 1 - capped * capped
-    return jnp.where(mask, scores, MASKED), slope
+def _backward_of_head(options, tiles, q, k, v, d_out, logsumexp, delta):
+  """With p the weights and Δ = Σ out d_out: dv = pᵀ d_out, ds = p (d_out vᵀ − Δ), dq = ds k, dk = dsᵀ q."""
+  count, size = tiles.first.shape[0], min(options.block, q.shape[0])
+
+  def of_tile(carry, i):
+    q_i, do_i, sum_i, delta_i = (_tile(x, i, size) for x in (q, d_out, logsumexp, delta))
+
+    def step(j, carry):
+      dk, dv, dq = carry
+      k_j, v_j = (_tile(x, j, options.block) for x in (k, v))
+      scores, slope = _scores(options, tiles, q_i, k_j, i, j)
+      weights = jnp.exp(scores - sum_i[..., None])
+      ds = _product("tgh,sh->tgs", do_i, v_j) - delta_i[..., None]
+      ds = (weights * ds * slope).astype(q.dtype)
+      dk = _add(dk, j, _product("tgs,tgh->sh", ds, q_i))
+      dv = _add(dv, j, _product("tgs,tgh->sh", weights.astype(v.dtype), do_i))
+      return dk, dv, dq + _product("tgs,sh->tgh", ds, k_j)
+
+    start = (*carry, jnp.zeros(q_i.shape))
+    dk, dv, dq = jax.lax.fori_loop(tiles.first[i], tiles.last[i] + 1, step, start)
+    return (dk, dv), dq
+
+  start = jnp.zeros(k.shape), jnp.zeros(v.shape)
+  (dk, dv), dq = jax.lax.scan(of_tile, start, jnp.arange(count))
+  return dq.reshape(q.shape), dk, dv
+
+
+class _Tiles(NamedTuple):
+  """Who is in the tiles of a row, and the first and last tile of keys for each of queries.
+
+  Of B rows everything has an axis more in front.
+  """
+
+  queries: Rows  # [T]
+  keys: Rows  # [S]
+  first: jax.Array  # [T / tile]
+  last: jax.Array
+
+  @classmethod
+  def of(cls, options: Options, queries: Rows, keys: Rows) -> "_Tiles":
+    """Of B rows; a tile counts as seen unless places, segments or window rule all its pairs out."""
+    q, k = (_bounds_of(rows, options.block) for rows in (queries, keys))
+    reach = k.places[0][:, None] <= q.places[1][:, :, None]
+    if queries.segment_ids is not None:
+      meet = k.segment_ids[0][:, None] <= q.segment_ids[1][:, :, None]
+      reach &= meet & (q.segment_ids[0][:, :, None] <= k.segment_ids[1][:, None])
+    if options.window is not None:
+      which = "places" if queries.branch_ids is None else "positions"
+      nearest = getattr(q, which)[0][:, :, None] - getattr(k, which)[1][:, None]
+      reach &= nearest < options.window
+    last = reach.shape[2] - 1 - jnp.argmax(reach[:, :, ::-1], axis=2)
+    return cls(queries, keys, jnp.argmax(reach, axis=2), last)
+
+
+def _bounds_of(rows: Rows, block: int) -> Rows:
+  """`_bounds` of each field; padding, at a row's end, counts as a segment behind all others."""
+  ids = rows.segment_ids
+  if ids is not None:
+    ids = jnp.where(ids == 0, jnp.iinfo(ids.dtype).max, ids)
+  return jax.tree.map(lambda x: _bounds(x, block), rows._replace(segment_ids=ids))
+
+
+def _bounds(x: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+  """Least and largest number of each tile, [B, T / tile]."""
+  tiles = x.reshape(x.shape[0], -1, min(block, x.shape[1]))
+  return tiles.min(axis=2), tiles.max(axis=2)
+
+
+def _tile(x: jax.Array, i: jax.Array, block: int) -> jax.Array:
+  size = min(block, x.shape[0])
+  return jax.lax.dynamic_slice_in_dim(x, i * size, size)
+
+
+def _add(x: jax.Array, i: jax.Array, part: jax.Array) -> jax.Array:
+  size = part.shape[0]
+  return jax.lax.dynamic_update_slice_in_dim(x, _tile(x, i, size) + part, i * size, axis=0)
+
+
+def _scores(options, tiles, q, k, i, j):
+  """Capped and masked scores [T, G, S] of tiles i and j, and the cap's slope there."""
+  scores, slope = _product("tgh,sh->tgs", q, k), 1.0
+  if options.softcap is not None:
+    capped = jnp.tanh(scores / options.softcap)
+    scores, slope = options.softcap * capped, 1 - capped * capped
+  rows = (
+    jax.tree.map(lambda x: _tile(x, at, options.block)[None], part)
+    for at, part in ((i, tiles.queries), (j, tiles.keys))
+  )
+  return jnp.where(seen(*rows, options.window)[0][:, None], scores, MASKED), slope
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

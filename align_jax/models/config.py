@@ -67,7 +67,7 @@ class ModelConfig:
   param_dtype: str = "float32"
   remat: str = "none"  # what the backward pass recomputes: none, dots (keeps matmuls), full
   # Of whole rows: xla (all scores at once), splash (TPU kernel) or blockwise (tiles, any platform);
-  # auto is splash on TPU, blockwise where time is split over the mesh, and xla elsewhere.
+  # auto is splash on TPU, blockwise on CPU and where time is split over the mesh, and xla elsewhere.
   attention_impl: str = "auto"
 
   def __post_init__(self):

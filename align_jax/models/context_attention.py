@@ -22,7 +22,7 @@ SHORTEST = 256  # rows up to here hold few scores: "auto" computes them in one p
 def choose(impl: str, length: int, mesh) -> str:
   """How "auto" attends to rows of `length`: xla, splash, blockwise, or `by_platform`.
 
-  splash for a mesh of TPUs, blockwise where time is split, xla elsewhere and for short rows.
+  splash for a mesh of TPUs, blockwise for CPUs and where time is split, xla elsewhere and for short rows.
   Without a mesh the platform is known no sooner than the program is lowered for it.  Raises InputError
   for splash on a mesh of other devices.
   """
@@ -37,7 +37,13 @@ def choose(impl: str, length: int, mesh) -> str:
     return "by_platform"
   if platform(mesh) == "tpu":
     return "splash"
-  return "blockwise" if parts > 1 else "xla"
+  return "blockwise" if parts > 1 or platform(mesh) == "cpu" else "xla"
+
+
+def tiles_from(impl: str, mesh) -> int | None:
+  """From which length on rows on this mesh are attended to by tiles, so that only segments cost."""
+  least = SHORTEST * mesh.shape.get(CONTEXT, 1)
+  return least if choose(impl, least, ambient(mesh)) == "blockwise" else None
 
 
 def ambient(mesh):
@@ -81,14 +87,20 @@ def attend(
     raise InputError(
       f"rows of {length} tokens do not split over {parts} parts of the mesh's context"
     )
-  tiles = splash.padded_length if impl == "splash" else blockwise.padded_length
-  padded = parts * tiles(length // parts)
+  if impl == "splash":
+    padded = parts * splash.padded_length(length // parts)
+  else:
+    padded = parts * blockwise.padded_length(length // parts, serial=_serial(mesh))
   rows = jax.tree.map(lambda x: _pad(jnp.broadcast_to(x, q.shape[:2]), padded), rows)
   q, k, v = (_pad(x, padded) for x in (q, k, v))
   rows = rows._replace(places=jnp.broadcast_to(jnp.arange(padded), (q.shape[0], padded)))
   split = _Split(q.shape, mesh)
   make = _splash if impl == "splash" else _blockwise
   return make(q, k, v, rows, window, split, interpret=interpret, **options)[:, :length]
+
+
+def _serial(mesh) -> bool:
+  return platform(mesh) == "cpu"
 
 
 def _in_one_piece(q, k, v, rows, *, window, scale, softcap):
@@ -174,8 +186,10 @@ def _splash(q, k, v, rows, window, split, *, scale, softcap, interpret):
 def _blockwise(q, k, v, rows, window, split, *, scale, softcap, interpret):
   del interpret  # no kernel
 
+  how = blockwise.Options(scale, softcap, window, serial=_serial(split.mesh))
+
   def body(q, k, v, queries, keys):
-    return blockwise.attend(q, k, v, queries, keys, window, scale=scale, softcap=softcap)
+    return blockwise.attend(q, k, v, queries, keys, how)
 
   queries = jax.tree.map(lambda _: split.part, rows)
   keys = jax.tree.map(lambda _: split.row, rows)

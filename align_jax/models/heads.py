@@ -18,13 +18,15 @@ def token_logprobs(
   chunk_size: int | None = None,
   temperature: float = 1.0,
   return_entropy: bool = False,
+  where: jax.Array | None = None,
 ):
   """log π(token t | tokens before t), t = 1..T-1, under softmax(logits / temperature): [B, T-1].
 
   tokens, positions, segment_ids [B, T] as for the model; with `return_entropy` a pair, the second
   being the entropy in nats of the distribution each token was scored by, [B, T-1].  `chunk_size`
   positions go through the LM head at a time and are recomputed in the backward pass, so logits
-  [B, T, V] never exist at once.
+  [B, T, V] never exist at once.  Where `where` [B, T-1] is 0 the result is 0; those positions are
+  moved behind the others, and chunks of nothing else never meet the head.
   """
   if temperature <= 0:
     raise ValueError(f"temperature must be positive, not {temperature}")
@@ -35,8 +37,32 @@ def token_logprobs(
     logits = model.apply(head, hidden, method=Transformer.unembed) / temperature
     return _score(logits, targets, return_entropy)
 
-  scores = map_positions(score, (hidden[:, :-1], tokens[:, 1:]), chunk_size=chunk_size)
+  scores = _where(score, (hidden[:, :-1], tokens[:, 1:]), where, chunk_size, model)
   return scores if return_entropy else scores[0]
+
+
+def _where(score, arrays, where, chunk_size: int | None, model):
+  """`map_positions`, at the cost of the positions that count."""
+  if where is None:
+    return map_positions(score, arrays, chunk_size=chunk_size)
+  counts = where != 0
+  # Over a split axis of time the positions stay where they are: moving them would gather them.
+  split = model.mesh is not None and model.mesh.shape.get("context", 1) > 1
+  if split or chunk_size is None or chunk_size >= counts.shape[1]:
+    scores = map_positions(score, arrays, chunk_size=chunk_size)
+  else:
+    order = jnp.argsort(~counts, axis=1, stable=True)
+    back = jnp.argsort(order, axis=1)
+    moved = tuple(_take(x, order) for x in arrays)
+    count = jnp.max(jnp.sum(counts, axis=1))
+    scores = map_positions(score, moved, chunk_size=chunk_size, count=count)
+    scores = jax.tree.map(lambda x: _take(x, back), scores)
+  return jax.tree.map(lambda x: jnp.where(counts, x, 0.0), scores)
+
+
+def _take(x: jax.Array, order: jax.Array) -> jax.Array:
+  """x [B, T, ...] with every row's positions in the order [B, T]."""
+  return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 def head_variables(model: Transformer, variables):

@@ -14,11 +14,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
 
-from align_jax.models.attention import Rows
+from align_jax.models.attention import SAVED_NAME, Rows
 
 LANES = 128  # rows are padded to a multiple of it
 LARGEST_BLOCK = 512
-SAVED_NAME = "attention"  # what a remat policy may keep by name: outputs and logsumexps
 
 
 def padded_length(length: int) -> int:

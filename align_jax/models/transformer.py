@@ -40,7 +40,11 @@ WEIGHTS = ("query", "key", "value", "out", "gate", "up", "down")
 
 _REMAT_POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # What attention by tiles or by splash put out is kept as well: it is small, and dear to compute again.
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(attention.SAVED_NAME),
+  ),
 }
 
 

@@ -7,9 +7,11 @@ runs: full rows, shared prompts, batches of its own grouping. This process knows
 device.
 """
 
+import contextlib
 import importlib.util
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import tqdm
@@ -43,8 +45,10 @@ def run(config: PeerBenchmarkConfig, path: str) -> dict[str, Any]:
   missing = missing_packages()
   if missing:
     print(f"not compared with TRL: {', '.join(missing)} is not installed", flush=True)
-  prepared = _Runs(config, folder, "all").prepare()
-  results = prepared | {"cores": cores(), "dtype": config.model.dtype, "missing": missing}
+  prepared: dict[str, list] = {"starts": []}
+  with _Runs(config, folder, "all").started(PREPARE, prepared):
+    pass
+  results = prepared["starts"][0] | {"cores": cores(), "dtype": config.model.dtype, "missing": missing}
   results |= {
     "definitions": peer_summary.DEFINITIONS,
     "config": config_lib.to_dict(config),
@@ -73,30 +77,39 @@ class _Runs:
     self._environment = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     self._environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
-  def start(self, role: str) -> Process:
-    return Process(role, self.task, self.folder, self._environment)
-
-  def prepare(self) -> dict[str, Any]:
-    process = self.start(PREPARE)
+  @contextlib.contextmanager
+  def started(self, role: str, found: dict[str, list]) -> Iterator[Process]:
+    """The process when it is ready, and what it said then in found["starts"]."""
+    process = Process(role, self.task, self.folder, self._environment)
     try:
-      return process.ready()
-    finally:
+      found["starts"].append(process.ready())
+      yield process
       process.stop()
+    finally:
+      process.kill()
 
 
 def _measure(runs: _Runs, sides: list[str]) -> dict[str, Any]:
-  """First every side alone, compiling for the first time, so that a mismatch ends the run early."""
+  """First every side compiles for the first time, so that a mismatch ends the run early."""
   found = {side: {"starts": [], "passes": []} for side in sides}
-  for side in tqdm.tqdm(sides, f"{runs.task}: first start", unit=" sides"):
-    _turn(runs, side, found[side], passes=0)
-  checks = {side: found[side]["starts"][0]["check"] for side in sides}
-  agreement = compare(runs.task, checks, TOLERANCES[runs.config.model.dtype])
-  if runs.config.interleave:
-    _interleaved(runs, found)
-  else:
+  with contextlib.ExitStack() as stack:
+    kept: dict[str, Process] = {}
+    for side in tqdm.tqdm(sides, f"{runs.task}: first start", unit=" sides"):
+      if runs.config.interleave and side == PEER:  # compiles nothing: not started a second time
+        kept[side] = stack.enter_context(runs.started(side, found[side]))
+      else:
+        _turn(runs, side, found[side], passes=0)
+    checks = {side: found[side]["starts"][0]["check"] for side in sides}
+    agreement = compare(runs.task, checks, TOLERANCES[runs.config.model.dtype])
+    if runs.config.interleave:
+      for side in set(sides) - set(kept):
+        kept[side] = stack.enter_context(runs.started(side, found[side]))
     turns = [side for _ in range(runs.config.repeats) for side in sides]
     for side in tqdm.tqdm(turns, runs.task, unit=" passes"):
-      _turn(runs, side, found[side], passes=1)
+      if kept:
+        found[side]["passes"].append(kept[side].ask())
+      else:
+        _turn(runs, side, found[side], passes=1)
   task = runs.config.tasks[runs.task]
   examples = runs.config.batches * task.data.batch_size
   records = workdir.read_json(runs.folder / "records" / f"{runs.task}.json")
@@ -105,30 +118,8 @@ def _measure(runs: _Runs, sides: list[str]) -> dict[str, Any]:
 
 def _turn(runs: _Runs, side: str, found: dict[str, list], passes: int) -> None:
   """The side alone in memory, from its start to its end."""
-  process = runs.start(side)
-  try:
-    found["starts"].append(process.ready())
+  with runs.started(side, found) as process:
     found["passes"] += [process.ask() for _ in range(passes)]
-    process.stop()
-  finally:
-    process.kill()
-
-
-def _interleaved(runs: _Runs, found: dict[str, dict[str, list]]) -> None:
-  """All sides in memory at once, a pass of each in turn."""
-  processes: dict[str, Process] = {}
-  try:
-    for side in found:
-      processes[side] = runs.start(side)
-      found[side]["starts"].append(processes[side].ready())
-    turns = [side for _ in range(runs.config.repeats) for side in found]
-    for side in tqdm.tqdm(turns, runs.task, unit=" passes"):
-      found[side]["passes"].append(processes[side].ask())
-    for process in processes.values():
-      process.stop()
-  finally:
-    for process in processes.values():
-      process.kill()
 
 
 def compare(

@@ -149,7 +149,8 @@ class Ours:
     )
     cached = self._reference(pairs, params) if self.cached else None
     ways = sharding.batch_ways(self.mesh)
-    return lambda: data.shared_batches(pairs, row_multiple=ways, reference=cached)
+    tiles = models.tiles_from(self.config.model.attention, self.mesh)
+    return lambda: data.shared_batches(pairs, row_multiple=ways, long_from=tiles, reference=cached)
 
   def _packed(self, records, part: str) -> Callable[[], Iterator]:
     """Full rows; a step of a pass has as many as hold about `batch_size` records, the check's all."""

@@ -64,7 +64,7 @@ class ModelSection:
   remat: str = "none"  # what the backward pass recomputes: none, dots or full
   logits_chunk: int | None = None  # time steps of logits held at once; None holds all
   # Of whole rows: xla (all scores at once), splash (the TPU kernel), blockwise (tiles, on any platform);
-  # auto is splash on TPU, blockwise where time is split over the mesh, and xla elsewhere.
+  # auto is splash on TPU, blockwise on CPU and where time is split over the mesh, and xla elsewhere.
   attention: str = "auto"
 
   def __post_init__(self):

@@ -7,7 +7,7 @@ from typing import Any
 
 import optax
 
-from align_jax import data, sharding
+from align_jax import data, models, sharding
 from align_jax.errors import InputError
 from align_jax.phases import workspace
 from align_jax.phases.reward_heads import RewardHead
@@ -135,7 +135,13 @@ def pair_batches(config, pairs: data.Pairs, mesh, *, accumulate: int = 1, refere
   if config.layout == "padded":
     return data.padded_batches(pairs, config.data.length, buckets=buckets, reference=reference)
   rows = accumulate * ways // pairs.source.plan.shard_count
-  return data.shared_batches(pairs, buckets=buckets, row_multiple=rows, reference=reference)
+  return data.shared_batches(
+    pairs,
+    buckets=buckets,
+    row_multiple=rows,
+    long_from=models.tiles_from(config.model.attention, mesh),
+    reference=reference,
+  )
 
 
 def check_pairs(config, mesh) -> None:

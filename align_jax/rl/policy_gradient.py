@@ -183,8 +183,9 @@ def _ptx_loss(model, policy, rows, chunk: int | None) -> jax.Array:
   """−Σ w·log π of the pretraining rows [B, M, L] that travel with the responses."""
   names = ("tokens", "positions", "segment_ids")
   flat = {name: _flat(rows[f"ptx_{name}"]) for name in names}
-  logprobs = models.token_logprobs(model, policy, **flat, chunk_size=chunk)
-  return -losses.masked_sum(logprobs, _flat(rows["ptx_weight"]))
+  weight = _flat(rows["ptx_weight"])
+  logprobs = models.token_logprobs(model, policy, **flat, chunk_size=chunk, where=weight)
+  return -losses.masked_sum(logprobs, weight)
 
 
 def _flat(x):

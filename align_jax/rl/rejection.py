@@ -141,6 +141,7 @@ def _nll_objective(model: models.Transformer, config: RejectionConfig) -> step_l
       rows["tokens"],
       segment_ids=rows["segment_ids"],
       chunk_size=config.logits_chunk,
+      where=rows["mask"],
     )
     loss = Mean.of(-logprobs, rows["mask"])
     return loss.total, {"loss": loss}

@@ -144,7 +144,7 @@ def token_values(model, value: Any, frozen: Any, batch: dict[str, jax.Array]) ->
 def policy_logprobs(
   model, variables, batch, *, temperature: float, chunk: int | None
 ) -> tuple[jax.Array, jax.Array]:
-  """(log-probs of tokens[:, 1:], entropies) [B, S-1] of a model, on the path that trains."""
+  """(log-probs of tokens[:, 1:], entropies) [B, S-1], 0 off the mask, on the path that trains."""
   return models.token_logprobs(
     model,
     variables,
@@ -153,6 +153,7 @@ def policy_logprobs(
     chunk_size=chunk,
     temperature=temperature,
     return_entropy=True,
+    where=batch["mask"],
   )
 
 
@@ -185,7 +186,7 @@ def score_rollout(
       scored["old_values"] = token_values(value_model, trainable["value"], frozen, rows)
     return scored
 
-  scored = _in_parts(score, {name: batch[name] for name in ("tokens", "segment_ids")}, parts)
+  scored = _in_parts(score, {k: batch[k] for k in ("tokens", "segment_ids", "mask")}, parts)
   # Off the mask nothing is meant, and zeros keep it from ever being read by accident.
   return batch | {k: jnp.where(batch["mask"] > 0, v, 0.0) for k, v in scored.items()}
 

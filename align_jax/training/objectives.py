@@ -33,14 +33,16 @@ def reference_variables(frozen) -> dict[str, Any]:
 
 def response_logps(model, variables, batch, prefix: str = "", *, chunk: int | None) -> jax.Array:
   """[B], the summed log-probs of the response tokens of `batch[prefix + "tokens"]` [B, T]."""
+  mask = batch[prefix + "response_mask"][:, 1:]
   logprobs = models.token_logprobs(
     model,
     variables,
     batch[prefix + "tokens"],
     segment_ids=batch[prefix + "segment_ids"],
     chunk_size=chunk,
+    where=mask,
   )
-  return losses.masked_sum(logprobs, batch[prefix + "response_mask"][:, 1:], axis=1)
+  return losses.masked_sum(logprobs, mask, axis=1)
 
 
 def sft_objective(model, *, chunk: int | None = None) -> Objective:
@@ -48,6 +50,8 @@ def sft_objective(model, *, chunk: int | None = None) -> Objective:
 
   def objective(trainable, frozen, batch, rng):
     del rng
+    same_segment = batch["segment_ids"][:, 1:] == batch["segment_ids"][:, :-1]
+    weight = batch["loss_mask"][:, 1:] * same_segment
     logprobs = models.token_logprobs(
       model,
       policy_variables(trainable, frozen),
@@ -55,9 +59,9 @@ def sft_objective(model, *, chunk: int | None = None) -> Objective:
       positions=batch["positions"],
       segment_ids=batch["segment_ids"],
       chunk_size=chunk,
+      where=weight,
     )
-    same_segment = batch["segment_ids"][:, 1:] == batch["segment_ids"][:, :-1]
-    loss = Mean.of(-logprobs, batch["loss_mask"][:, 1:] * same_segment)
+    loss = Mean.of(-logprobs, weight)
     return loss.total, {"loss": loss, "tokens": token_count(batch["segment_ids"])}
 
   return objective

@@ -19,6 +19,7 @@ LENGTH = 96
 @pytest.fixture
 def small_tiles(monkeypatch):
   monkeypatch.setattr(blockwise, "BLOCK", 16)
+  monkeypatch.setattr(blockwise, "SERIAL_BLOCK", 16)
 
 
 @pytest.mark.parametrize(

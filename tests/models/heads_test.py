@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from align_jax import models
+from align_jax.models import heads
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,34 @@ def test_chunks_change_no_gradient(subject):
 
   whole, chunked = (jax.jit(jax.grad(loss), static_argnums=1)(variables, c) for c in (None, 3))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole, chunked)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_only_what_counts_is_scored(subject, chunk_size, monkeypatch):
+  """The rest is 0 in value and gradient, and no more chunks meet the head than the fullest row needs."""
+  model, variables, tokens = subject
+  mask = jnp.asarray([[0, 1, 0, 0, 1, 1, 0, 0, 0, 1], [0, 0, 2, 0, 0, 0, 0, 0, 0, 0]])
+  counts = []
+  mapped = heads.map_positions
+
+  def watched(*args, count=None, **options):
+    counts.append(count)
+    return mapped(*args, count=count, **options)
+
+  monkeypatch.setattr(heads, "map_positions", watched)
+
+  def loss(variables, where):
+    found = models.token_logprobs(
+      model, variables, tokens, chunk_size=chunk_size, where=where, return_entropy=True
+    )
+    return sum((x * mask * jnp.arange(1, 11)).sum() for x in found), found
+
+  expected, of_all = jax.grad(loss, has_aux=True)(variables, None)
+  gradient, found = jax.grad(loss, has_aux=True)(variables, mask)
+  assert [None if c is None else int(c) for c in counts] == [None, chunk_size and 4]
+  for ours, everywhere in zip(found, of_all):
+    np.testing.assert_allclose(ours, np.where(mask, everywhere, 0.0), atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), gradient, expected)
 
 
 def test_chunks_never_hold_all_logits(subject):
