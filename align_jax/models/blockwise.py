@@ -202,11 +202,13 @@ def _scores(options, tiles, q, k, i, j):
   if options.softcap is not None:
     capped = jnp.tanh(scores / options.softcap)
     scores, slope = options.softcap * capped, 1 - capped * capped
-  rows = (
-    jax.tree.map(lambda x: _tile(x, at, options.block)[None], part)
-    for at, part in ((i, tiles.queries), (j, tiles.keys))
-  )
-  return jnp.where(seen(*rows, options.window)[0][:, None], scores, MASKED), slope
+  queries, keys = _who(tiles.queries, i, options.block), _who(tiles.keys, j, options.block)
+  return jnp.where(seen(queries, keys, options.window)[0][:, None], scores, MASKED), slope
+
+
+def _who(rows: Rows, i: jax.Array, block: int) -> Rows:
+  """Tile i of a row, as one row."""
+  return jax.tree.map(lambda x: _tile(x, i, block)[None], rows)
 
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -180,6 +180,29 @@ def test_rows_are_as_many_as_asked_for_and_no_pair_changes(tokenizer):
     assert in_order(found) == expected_of(pairs)
 
 
+def test_long_rows_waste_least_and_no_pair_changes(tokenizer):
+  pairs = tokenised(tokenizer, 40, batch_size=8)
+  batches = list(data.shared_batches(pairs, long_from=1, row_multiple=2))
+  plain = list(data.shared_batches(pairs, row_multiple=2))
+  assert all(len(batch["tokens"]) == 2 for batch in batches)
+  for batch in batches:
+    used = (batch["segment_ids"] > 0).sum(axis=1).max()
+    assert batch["tokens"].shape[1] - used < used / 4 + 16
+  assert sum(b["tokens"].size for b in batches) < sum(b["tokens"].size for b in plain)
+  found = [pair for batch in batches for pair in read_back(batch)]
+  assert in_order(found) == expected_of(pairs)
+
+
+def test_short_rows_and_given_buckets_are_left_as_they_are(tokenizer):
+  pairs = tokenised(tokenizer, 40, batch_size=8)
+  longest = int(pairs.costs.max())
+  plain = [b["tokens"].shape for b in data.shared_batches(pairs)]
+  buckets = tuple(sorted({shape[1] for shape in plain}))
+  assert [b["tokens"].shape for b in data.shared_batches(pairs, long_from=10 * longest)] == plain
+  given = data.shared_batches(pairs, buckets=buckets, long_from=1)
+  assert {b["tokens"].shape[1] for b in given} <= set(buckets)
+
+
 def test_reference_values_land_on_their_tokens(tokenizer):
   pairs = tokenised(tokenizer, 30)
   corpus = pairs.corpus

@@ -28,6 +28,8 @@ def small_tiles(monkeypatch):
     Case(LENGTH, "blockwise", branches=False, window=9),
     Case(LENGTH - 7, "blockwise", window=9, softcap=3.0),  # padded to whole tiles
     Case(LENGTH, "blockwise", branches=False, segments=False),
+    Case(LENGTH, "blockwise", mesh=(1, 1, 1, 1), window=9, softcap=3.0),  # heads one by one
+    Case(LENGTH - 7, "blockwise", mesh=(1, 1, 1, 1), branches=False),
     Case(LENGTH, "blockwise", mesh=(2, 1, 2, 2), window=9),
     Case(LENGTH, "blockwise", mesh=(1, 1, 2, 4), softcap=3.0),  # four devices share two key heads
     Case(LENGTH, "blockwise", mesh=(1, 1, 8, 1), branches=False),
@@ -41,6 +43,22 @@ def test_tiles_are_attention_by_its_definition(case, small_tiles):
 
 def test_a_window_longer_by_one_is_told_apart(small_tiles):
   assert compare(Case(LENGTH, "blockwise", window=9), wrong_window=10) > 1e-2
+
+
+@pytest.mark.parametrize("serial", [False, True])
+def test_tiles_that_nobody_sees_are_skipped(serial, small_tiles):
+  """Keys of another segment are NaN: looked at, even a weight of 0 would carry them into the output."""
+  ids = jnp.arange(64)[None]
+  x = jnp.ones((1, 64, 1, 1, 4))
+  poisoned = jnp.ones((1, 64, 1, 4)).at[:, :32].set(jnp.nan)
+
+  def output(segments):
+    how = blockwise.Options(1.0, None, None, serial=serial)
+    rows = attention.Rows(ids, ids, segments, None)
+    return blockwise.attend(x, poisoned, poisoned, rows, rows, how)[:, 32:]
+
+  np.testing.assert_allclose(output(ids // 32), 1.0, rtol=1e-6)
+  assert np.isnan(output(ids // 33)).any()  # the control: one segment reaches into both halves
 
 
 def test_rows_that_do_not_split_are_refused():
@@ -167,6 +185,8 @@ def mesh_of(platform, context=1):
     (mesh_of("tpu", 4), 4096, "splash"),
     (mesh_of("gpu"), 4096, "xla"),
     (mesh_of("cpu", 4), 4096, "blockwise"),
+    (mesh_of("cpu"), 256, "blockwise"),
+    (mesh_of("cpu"), 255, "xla"),
     (mesh_of("cpu", 4), 4098, "xla"),
     (AbstractMesh((), ()), 4096, "by_platform"),
     (AbstractMesh((), ()), 64, "xla"),
