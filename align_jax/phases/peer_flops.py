@@ -1,4 +1,4 @@
-"""What a step has to compute, what it does compute, and what the machine could."""
+"""What a step has to compute, and what the machine could."""
 
 import dataclasses
 import time
@@ -9,14 +9,6 @@ import numpy as np
 
 from align_jax import models
 from align_jax.scale import flops
-
-
-def traced(step, state, frozen, batch) -> float:
-  """FLOPs of all matrix products of `step` on this batch: padding and recomputation included.
-
-  Of a chunk of logits that is skipped where it is empty the dearer branch counts.
-  """
-  return flops.count(jax.make_jaxpr(step)(state, frozen, batch))
 
 
 def model_flops(model, phase: str, batches, *, recomputed: bool) -> float:

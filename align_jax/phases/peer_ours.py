@@ -188,17 +188,10 @@ class Ours:
       (folder / f"{self.name}.timed").touch()
     return reference.cached_reference(folder, pairs, scorer, {})
 
-  def _flops(self, batches) -> dict[str, float]:
-    """Of a pass: what the mathematics needs, and what the traced steps compute."""
-    traced = {}
-    for batch in batches:
-      shape = batch["tokens"].shape
-      if shape not in traced:
-        placed = sharding.put_batch(batch, self.mesh)
-        traced[shape] = peer_flops.traced(self.step, self.state, self.frozen, placed)
+  def _flops(self, batches) -> float:
+    """What the mathematics of a pass needs."""
     recomputed = self.task.phase == "dpo" and not self.cached
-    useful = peer_flops.model_flops(self.model, self.task.phase, batches, recomputed=recomputed)
-    return {"model": useful, "traced": sum(traced[b["tokens"].shape] for b in batches)}
+    return peer_flops.model_flops(self.model, self.task.phase, batches, recomputed=recomputed)
 
   def _matmul(self) -> float:
     return peer_flops.matmul_rate(self.config.matmul, self.config.model.dtype)

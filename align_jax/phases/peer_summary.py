@@ -15,7 +15,6 @@ DEFINITIONS = {
   " compiles, included",
   "mfu": "3 (4 with the reference recomputed) times the FLOPs of a forward pass over the useful tokens,"
   " allowed attention scores and scored tokens / seconds / matmul peak; none for padding or recomputation",
-  "hfu": "FLOPs of all matrix products of the traced steps / seconds / matmul peak",
   "matmul_peak": "the best product of two square matrices, measured in the same processes",
   "compile_first_s": "tracing and compiling the steps of a pass with an empty compilation cache",
   "compile_again_s": "the same in a new process with the cache of the first",
@@ -83,8 +82,7 @@ def _of_ours(of: dict[str, list], seconds: list[float], peak: float) -> dict[str
     "padded_tokens": start["padded_tokens"],
     "steps": start["steps"],
     "shapes": start["shapes"],
-    "mfu": start["flops"]["model"] / rate,
-    "hfu": start["flops"]["traced"] / rate,
+    "mfu": start["flops"] / rate,
     "flops": start["flops"],
     "compile_first_s": start["compile_s"],
     "compile_again_s": statistics.median(s["compile_s"] for s in again),
@@ -98,15 +96,15 @@ def table(name: str, found: dict[str, Any]) -> str:
     f"{name} ({found['phase']}): {found['examples']} examples a pass, {found['batch_size']} a step; "
     f"matmul peak {found['matmul_peak'] / 1e9:.0f} GFLOP/s",
     f"{'side':32} {'examples/s':>10} {'speed-up':>20} {'useful tok/s':>12} {'padded':>8} {'GB':>6} "
-    f"{'memory':>6} {'MFU':>5} {'HFU':>5}",
+    f"{'memory':>6} {'MFU':>5}",
   ]
   for side, row in found["variants"].items():
     low, high = row["speedup_range"]
-    shares = "".join(f" {100 * row[k]:4.0f}%" if k in row else "     -" for k in ("mfu", "hfu"))
+    share = f" {100 * row['mfu']:4.0f}%" if "mfu" in row else "     -"
     lines.append(
       f"{side:32} {row['examples_per_s']:10.3f} {row['speedup']:7.2f} [{low:.2f}, {high:.2f}] "
       f"{row['useful_tokens_per_s']:12.1f} {row['padded_tokens']:8} {row['memory_bytes'] / 1e9:6.2f} "
-      f"{row['memory_ratio']:6.2f}{shares}"
+      f"{row['memory_ratio']:6.2f}{share}"
     )
   return "\n".join(lines + _remarks(found))
 

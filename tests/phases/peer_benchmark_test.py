@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -34,7 +33,7 @@ def test_ours_is_measured_alone_where_trl_is_missing(tmp_path, monkeypatch, caps
   found = json.loads((tmp_path / "benchmark.json").read_text())["sets"]["reward_hh"]
   row = found["variants"][peer_config.OURS]
   assert list(found["variants"]) == [peer_config.OURS] and found["examples"] == 8
-  assert 0 < row["mfu"] and row["flops"]["model"] < row["flops"]["traced"]
+  assert 0 < row["mfu"] < 1 and row["flops"] > 0
   assert row["useful_tokens"] <= row["padded_tokens"] and row["peak_bytes"] > 1e7
   assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
   with pytest.raises(InputError, match="holds a benchmark already"):
@@ -117,13 +116,6 @@ class TestFlops:
     found = peer_flops.model_flops(model, phase, batches, recomputed=recomputed)
     assert found == pytest.approx(times * expected)
 
-  def test_what_is_traced_is_more(self, model):
-    params = models.abstract_params(model)
-    tokens = jax.ShapeDtypeStruct((2, 8), "int32")
-    step = lambda p, frozen, batch: model.apply({"params": p}, batch["tokens"])  # noqa: E731
-    found = peer_flops.traced(step, params, {}, {"tokens": tokens})
-    assert found == pytest.approx(self.forward(16, 2 * 64, 16))
-
 
 def test_a_peak_is_measured():
   assert peer_flops.matmul_rate(32, "float32", repeats=2) > 0
@@ -138,7 +130,7 @@ def measured(seconds, **more):
 def summary():
   task = peer_config.PeerTask("reward", build(settings()).tasks["reward_hh"].data)
   ours = {"padded_tokens": 50, "steps": 2, "shapes": ["(1, 48)"], "compile_s": 2.0}
-  ours |= {"flops": {"model": 30.0, "traced": 60.0}, "matmul_flops_per_s": 100.0, "peak": 25}
+  ours |= {"flops": 30.0, "matmul_flops_per_s": 100.0, "peak": 25}
   peer = {"padded_tokens": 80, "settings": {"versions": {}}}
   agreement = {"largest_difference": {peer_config.OURS: 1e-5}}
   found = {peer_config.PEER: measured([4.0, 2.0, 3.0], **peer)}
@@ -151,7 +143,7 @@ def test_ratios_are_of_neighbours_in_time():
   row = made["variants"][peer_config.OURS]
   assert row["speedup"] == 2.0 and row["speedup_range"] == [1.5, 4.0]
   assert row["examples_per_s"] == 8.0 and row["useful_tokens_per_s"] == 40.0
-  assert row["mfu"] == pytest.approx(0.3) and row["hfu"] == pytest.approx(0.6)
+  assert row["mfu"] == pytest.approx(0.3)
   assert row["memory_ratio"] == 0.25
   table = peer_summary.table("task", made)
   assert "2.00 [1.50, 4.00]" in table and "30%" in table
