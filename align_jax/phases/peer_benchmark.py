@@ -48,7 +48,11 @@ def run(config: PeerBenchmarkConfig, path: str) -> dict[str, Any]:
   prepared: dict[str, list] = {"starts": []}
   with _Runs(config, folder, "all").started(PREPARE, prepared):
     pass
-  results = prepared["starts"][0] | {"cores": cores(), "dtype": config.model.dtype, "missing": missing}
+  results = prepared["starts"][0] | {
+    "cores": cores(),
+    "dtype": config.model.dtype,
+    "missing": missing,
+  }
   results |= {
     "definitions": peer_summary.DEFINITIONS,
     "config": config_lib.to_dict(config),
