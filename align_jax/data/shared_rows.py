@@ -39,12 +39,11 @@ def shared_batches(
 
   T is the shortest of `buckets` that holds the longest pair of the batch, by default of a few
   lengths chosen from the data. R is a multiple of `row_multiple`, and rounded up to three
-  significant bits, so that few shapes are compiled. Where T would be
-  `long_from` or more, and no buckets are given, R is as small as it can be and T as short as holds the
-  batch, rounded up to four significant bits: least padding, for attention whose cost does not grow with
-  the row. A shuffled stream is regrouped within windows
-  of 16 batches: pairs of like length together, and batches of like total. InputError if a pair is
-  longer than the longest bucket.
+  significant bits, so that few shapes are compiled. Where T would be `long_from` or more, and no
+  buckets are given, R is as small as it can be and T as short as holds the batch, rounded up to four
+  significant bits: least padding, for attention whose cost does not grow with the row. A shuffled
+  stream is regrouped within windows of 16 batches: pairs of like length together, and batches of
+  like total. InputError if a pair is longer than the longest bucket.
   """
   plan, costs = pairs.source.plan, pairs.costs
   sizes = row_lengths(costs, buckets)
@@ -99,7 +98,7 @@ def _balanced(
 
 
 def _rounded(count: int, bits: int = 3) -> int:
-  """Up to three significant bits: 1 to 8, 10, 12, 14, 16, 20, 24, ..."""
+  """Up to so many significant bits; of three: 1 to 8, 10, 12, 14, 16, 20, 24, ..."""
   unit = 1 << max(0, (count - 1).bit_length() - bits)
   return -(-count // unit) * unit
 

@@ -34,11 +34,9 @@ class Options(NamedTuple):
   def block(self) -> int:
     return SERIAL_BLOCK if self.serial else BLOCK
 
-
-def padded_length(length: int, *, serial: bool) -> int:
-  """The next multiple of a tile; short rows are one tile."""
-  block = SERIAL_BLOCK if serial else BLOCK
-  return length if length <= block else -(-length // block) * block
+  def padded_length(self, length: int) -> int:
+    """The next multiple of a tile; short rows are one tile."""
+    return length if length <= self.block else -(-length // self.block) * self.block
 
 
 def attend(

@@ -87,20 +87,16 @@ def attend(
     raise InputError(
       f"rows of {length} tokens do not split over {parts} parts of the mesh's context"
     )
-  if impl == "splash":
-    padded = parts * splash.padded_length(length // parts)
-  else:
-    padded = parts * blockwise.padded_length(length // parts, serial=_serial(mesh))
+  how = blockwise.Options(scale, softcap, window, serial=platform(mesh) == "cpu")
+  tiles = splash.padded_length if impl == "splash" else how.padded_length
+  padded = parts * tiles(length // parts)
   rows = jax.tree.map(lambda x: _pad(jnp.broadcast_to(x, q.shape[:2]), padded), rows)
   q, k, v = (_pad(x, padded) for x in (q, k, v))
   rows = rows._replace(places=jnp.broadcast_to(jnp.arange(padded), (q.shape[0], padded)))
   split = _Split(q.shape, mesh)
-  make = _splash if impl == "splash" else _blockwise
-  return make(q, k, v, rows, window, split, interpret=interpret, **options)[:, :length]
-
-
-def _serial(mesh) -> bool:
-  return platform(mesh) == "cpu"
+  if impl == "splash":
+    return _splash(q, k, v, rows, window, split, interpret=interpret, **options)[:, :length]
+  return _blockwise(q, k, v, rows, split, how)[:, :length]
 
 
 def _in_one_piece(q, k, v, rows, *, window, scale, softcap):
@@ -183,11 +179,7 @@ def _splash(q, k, v, rows, window, split, *, scale, softcap, interpret):
   return split.call(body, q, k, v, runs, specs=([spec(run) for run in runs],))
 
 
-def _blockwise(q, k, v, rows, window, split, *, scale, softcap, interpret):
-  del interpret  # no kernel
-
-  how = blockwise.Options(scale, softcap, window, serial=_serial(split.mesh))
-
+def _blockwise(q, k, v, rows, split, how: blockwise.Options):
   def body(q, k, v, queries, keys):
     return blockwise.attend(q, k, v, queries, keys, how)
 

@@ -106,7 +106,7 @@ def _measure(runs: _Runs, sides: list[str]) -> dict[str, Any]:
     checks = {side: found[side]["starts"][0]["check"] for side in sides}
     agreement = compare(runs.task, checks, TOLERANCES[runs.config.model.dtype])
     if runs.config.interleave:
-      for side in set(sides) - set(kept):
+      for side in [side for side in sides if side not in kept]:
         kept[side] = stack.enter_context(runs.started(side, found[side]))
     turns = [side for _ in range(runs.config.repeats) for side in sides]
     for side in tqdm.tqdm(turns, runs.task, unit=" passes"):
