@@ -33,6 +33,7 @@ setuptools.setup(
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "pyarrow>=17",
+    "qwix>=0.1.8",
     "safetensors>=0.5",
     "tensorboardX>=2.6",
     "tensorstore>=0.1.74",

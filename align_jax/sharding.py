@@ -113,12 +113,16 @@ def ways(mesh: Mesh, mesh_axes: tuple[str, ...]) -> int:
 
 
 def tree_shardings(axes_tree, abstract_tree, mesh: Mesh):
-  """A tree of NamedSharding for arrays whose logical axes are `axes_tree` (tuples as leaves)."""
-  return jax.tree.map(
-    lambda x, axes: NamedSharding(mesh, partition_spec(axes, x.shape, mesh)),
-    abstract_tree,
-    axes_tree,
-  )
+  """A tree of NamedSharding for arrays whose logical axes are `axes_tree` (tuples as leaves).
+
+  Where one weight is several arrays (int8 and scales), each is split as far as its own shape allows.
+  """
+
+  def place(axes, arrays):
+    split = lambda x: NamedSharding(mesh, partition_spec(axes, x.shape, mesh))  # noqa: E731
+    return jax.tree.map(split, arrays)
+
+  return jax.tree.map(place, axes_tree, abstract_tree, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def activation_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):

@@ -8,6 +8,7 @@ def lora(rank: int = 0):
   config.rank = rank  # 0 trains all weights
   config.alpha = 32.0  # the adapter is scaled by alpha / rank
   config.targets = ("query", "key", "value", "out", "gate", "up", "down")
+  config.base_dtype = "float32"  # of the frozen matrices under the adapters; or int8
   return config
 
 

@@ -14,6 +14,7 @@ from align_jax.models.heads import token_logprobs as token_logprobs
 from align_jax.models.lora import init_lora as init_lora
 from align_jax.models.lora import lora_axes as lora_axes
 from align_jax.models.lora import merge_lora as merge_lora
+from align_jax.models.lora import quantise_base as quantise_base
 from align_jax.models.params import abstract_params as abstract_params
 from align_jax.models.params import init_cache as init_cache
 from align_jax.models.params import init_params as init_params

@@ -1,6 +1,7 @@
 """The transformer: one Flax Linen module, five collections, all layers in one scan.
 
-  params  the weights; everything under "layers" is stacked over layers on axis 0
+  params  the weights; everything under "layers" is stacked over layers on axis 0; its matrices may
+          be int8 with scales, where they are frozen (`lora.quantise_base`)
   lora    {"layers": {weight: {"a": [L, *in, r], "b": [L, r, *out]}}}: adapters; absent means none
   cache   {"layers": {"keys", "values": [L, B, K, S, H]}}: what decoding has seen; slot = position
   taps    {"layers": {site: [L, ...]}}: activations, sown when mutable=["taps"]
@@ -10,6 +11,7 @@ Sites: resid_pre, resid_mid, resid_post, attention_out, mlp_out [B, T, D]; atten
 [B, T, heads, head_dim]; mlp_hidden [B, T, F]; attention_probs [B, K, G, T, S].
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from align_jax import sharding
-from align_jax.models import attention, context_attention, embedding
+from align_jax.models import attention, context_attention, embedding, quantised
 from align_jax.models.config import ModelConfig
 
 SITES = frozenset(
@@ -172,12 +174,15 @@ class Block(nn.Module):
     std = np.prod(inputs) ** -0.5 * ((2 * c.num_layers) ** -0.5 if name in ("out", "down") else 1)
     init = nn.with_logical_partitioning(nn.initializers.normal(std), in_axes + out_axes)
     weight = self.param(name, init, inputs + outputs, jnp.dtype(c.param_dtype))
-    weight = sharding.on_device(weight).astype(dtype)
+    weight = jax.tree.map(sharding.on_device, weight)
+    if not quantised.is_quantised(weight):
+      weight = weight.astype(dtype)
     if not self.has_variable("cache", "keys"):
-      # Gathered over fsdp layer by layer, in the type of the computation. Not while decoding: there
-      # the activations are smaller than the weights.
-      weight = sharding.gathered(weight, self.mesh, in_axes + out_axes)
-    y = linear(x, weight, outputs)
+      # Gathered over fsdp layer by layer, in the type of the computation or as int8. Not while
+      # decoding: there the activations are smaller than the weights.
+      gather = functools.partial(sharding.gathered, mesh=self.mesh, axes=in_axes + out_axes)
+      weight = jax.tree.map(gather, weight)
+    y = linear(x, quantised.dequantise(weight, dtype), outputs)
     if self.has_variable("lora", name):
       adapter = self.get_variable("lora", name)
       low = linear(x, adapter["a"].astype(dtype), adapter["a"].shape[-1:])

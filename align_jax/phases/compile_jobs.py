@@ -56,6 +56,7 @@ def make(phase: str, config, shape: models.ModelConfig, mesh) -> Job:
     models.Transformer(shape), mesh, section.dtype, section.remat, section.attention
   )
   loaded = workspace.Loaded(model, workspace.abstract_params(model, mesh), None)
+  loaded = workspace.frozen_base(loaded, section.lora, mesh)
   return _MAKERS[phase](config, loaded, mesh)
 
 

@@ -137,7 +137,8 @@ def _value(config, start: workspace.Loaded, mesh):
     return {"trunk": start.params, "head": head}, {}, start.model
   adapter = workspace.new_lora(start.model, config.model.lora, mesh, config.seed + 1)
   model = start.model.clone(lora_scale=config.model.lora.scale)
-  return {"lora": adapter, "head": head}, {"value": start.params}, model
+  base = workspace.frozen_base(start, config.model.lora, mesh).params
+  return {"lora": adapter, "head": head}, {"value": base}, model
 
 
 def optimizer_of(config, parts: tuple[str, ...]) -> optax.GradientTransformation:

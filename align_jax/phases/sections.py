@@ -26,6 +26,13 @@ class ScratchConfig:
       )
 
 
+def check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+  """Raises InputError that names the setting unless its value is a known one."""
+  if value not in known:
+    raise InputError(f"config.{name} must be one of {', '.join(known)}, not {value!r}")
+
+
+BASE_DTYPES = ("float32", "int8")
 LORA_TARGETS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
@@ -36,8 +43,12 @@ class LoraConfig:
   rank: int = 0  # 0 trains all weights
   alpha: float = 32.0  # the adapter is scaled by alpha / rank
   targets: tuple[str, ...] = LORA_TARGETS
+  base_dtype: str = "float32"  # of the frozen matrices under them; or int8, with a scale an output
 
   def __post_init__(self):
+    check_one_of("model.lora.base_dtype", self.base_dtype, BASE_DTYPES)
+    if self.base_dtype != "float32" and not self.rank:
+      raise InputError(f"lora.base_dtype={self.base_dtype!r} needs adapters: lora.rank is 0")
     if self.rank < 0 or self.alpha <= 0 or not self.targets:
       raise InputError(
         "lora.rank must not be negative, lora.alpha positive, lora.targets not empty"
@@ -83,12 +94,6 @@ LAYOUTS = ("shared", "padded")  # of pairs: the prompt once and rows packed, or 
 
 
 MEMORIES = ("device", "host")  # where the weights of a frozen reference rest between uses
-
-
-def check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-  """Raises InputError that names the setting unless its value is a known one."""
-  if value not in known:
-    raise InputError(f"config.{name} must be one of {', '.join(known)}, not {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)

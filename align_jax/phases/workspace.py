@@ -131,7 +131,7 @@ def _read_weights(folder, description, model, mesh):
   inside = description.inside
   weights = checkpoints.load_params(folder, {inside: abstract} if inside else abstract, step=step)
   weights = weights[inside] if inside else weights
-  base = load(description.base, mesh).params if lora.rank else None
+  base = frozen_base(load(description.base, mesh), lora, mesh).params if lora.rank else None
   if not has_head:
     return [(_merged(base, weights, lora), None, step)]
   return [(params, head, step) for params, head in reward_models(base, weights, lora, found)]
@@ -175,12 +175,24 @@ def start(section: ModelSection, mesh, *, seed: int) -> Loaded:
     )
     if loaded.head is not None:
       raise InputError(f"model.init: {section.init} is a reward model; a policy is needed")
-    return loaded
+    return frozen_base(loaded, section.lora, mesh)
   tokenizer = _scratch_tokenizer(section.scratch)
   config = scratch_config(section.scratch, len(tokenizer))
   model = models.Transformer(config)
   model = compute_as(model, mesh, section.dtype, section.remat, section.attention)
   return Loaded(model, new_params(model, mesh, seed), tokenizer)
+
+
+def frozen_base(loaded: Loaded, lora: LoraConfig, mesh) -> Loaded:
+  """The weights, or their shapes, in the type in which they rest under adapters."""
+  if lora.base_dtype == "float32":
+    return loaded
+  shapes = jax.eval_shape(models.quantise_base, loaded.params)
+  where = sharding.tree_shardings(models.logical_axes(loaded.model), shapes, mesh)
+  if isinstance(jax.tree.leaves(loaded.params)[0], jax.ShapeDtypeStruct):
+    return dataclasses.replace(loaded, params=_placed(shapes, where))
+  quantise = jax.jit(models.quantise_base, out_shardings=where)
+  return dataclasses.replace(loaded, params=quantise(loaded.params))
 
 
 def tokenizer_of(section: ModelSection):

@@ -162,6 +162,12 @@ def test_microworld_source(tmp_path, source, message):
     ("sft", {"model__lora__rank": 4}, "model.lora adapts a trained model"),
     ("sft", {"model__scratch__kv_heads": 3}, "model.scratch: sizes"),
     ("preference", {"model__lora__targets": ("q_proj",)}, "lora.targets: 'q_proj'"),
+    ("preference", {"model__lora__base_dtype": "int8"}, "lora.base_dtype='int8' needs adapters"),
+    (
+      "preference",
+      {"model__lora__rank": 2, "model__lora__base_dtype": "int4"},
+      "base_dtype must be one of",
+    ),
     ("ppo", {"loop__eval_every": 5}, "loop.eval_every is not used"),
     ("reward", {"model__logits_chunk": 8}, "logits_chunk is not used"),
     ("sft", {"model__init": "smollm2"}, "model.scratch"),

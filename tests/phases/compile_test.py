@@ -111,7 +111,7 @@ def test_every_objective_has_a_step(mesh, name):
     ("reward", reward, {"layout": "padded", "model__lora__rank": 4}),
     ("preference", preference_config, {"model__lora__rank": 4, "reference": "recomputed"}),
     ("ppo", ppo, {}),
-    ("ppo", ppo, {"model__lora__rank": 4, "ema_decay": 0.9}),
+    ("ppo", ppo, {"model__lora__rank": 4, "model__lora__base_dtype": "int8", "ema_decay": 0.9}),
     ("prefill", ppo, {}),
     ("decode", ppo, {}),
     ("decode", ppo, {"model__lora__rank": 4}),

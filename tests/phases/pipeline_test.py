@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from align_jax import sharding
+from align_jax import models, sharding
 from align_jax.errors import InputError
 from align_jax.phases import export, pipeline, workspace
-from align_jax.training import workdir
+from align_jax.training import checkpoints, workdir
 from configs import quickstart
 
 WORLD = "microworld:n=64"
@@ -30,6 +30,8 @@ def tiny(lora: bool = False):
   if lora:
     for phase in (*phases[1:], config.ppo):
       phase.model.lora.rank = 2
+    for phase in (*phases[2:], config.ppo):
+      phase.model.lora.base_dtype = "int8"
   config.evaluation.update(data=HELD_OUT, max_new_tokens=8, batch_size=16)
   config.reward_evaluation.update(data=HELD_OUT, batch_size=16)
   return config.to_dict()
@@ -128,7 +130,8 @@ def test_reward_model_is_not_exported_or_trained_as_a_policy(finished, tmp_path)
 
 
 def test_with_lora_on_eight_devices(finished, tmp_path):
-  """Adapters train on frozen weights; the next phases load them merged into their base."""
+  """Adapters train on frozen weights, int8 for DPO and PPO; the next phases load them merged into
+  the base that they were trained on."""
   root, settings = finished[0], tiny(lora=True)
   (tmp_path / "sft").symlink_to(root / "sft")
   settings["preference"] = {"dpo": settings["preference"]["dpo"]}
@@ -139,6 +142,12 @@ def test_with_lora_on_eight_devices(finished, tmp_path):
   base, tuned = (workspace.load(str(tmp_path / name), mesh) for name in ("sft", "dpo"))
   moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), base.params, tuned.params)
   assert moved["layers"]["query"] and not moved["embedding"]
+  description = workspace.read_description(tmp_path / "dpo")
+  abstract = workspace.abstract_lora(base.model, description.lora, mesh)
+  adapter = checkpoints.load_params(tmp_path / "dpo", abstract, step=4)
+  trained_on = models.quantise_base(base.params)
+  merged = models.merge_lora(trained_on, adapter, description.lora.scale)
+  jax.tree.map(np.testing.assert_array_equal, tuned.params, merged)
   assert workdir.is_finished(tmp_path / "ppo")
 
 
