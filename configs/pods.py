@@ -25,6 +25,9 @@ def get_config() -> config_dict.ConfigDict:
     "DPO 70B LoRA, 16 pairs x 8k": _job(
       "preference", "llama3-70b", "v5p-32", _dpo(16, 8192, rank=16)
     ),
+    "DPO 70B LoRA on int8, 16 pairs x 4k": _job(
+      "preference", "llama3-70b", "v6e-16", _dpo(16, 4096, rank=16, base_dtype="int8")
+    ),
     "PPO update 8B, 64 x 2k": _job("ppo", "llama3-8b", "v5p-16", _ppo(64, 1024, 1024)),
     "decode 8B, 64 x 2k": _job("decode", "llama3-8b", "v5p-16", _ppo(64, 1024, 1024, tensor=8)),
     "DPO 70B, 2 slices": _job("preference", "llama3-70b", "2xv5p-128", _dpo(128, 4096, data=2)),
@@ -38,11 +41,13 @@ def _job(phase: str, shape: str, topology: str, settings) -> config_dict.ConfigD
   return config_dict.create(phase=phase, shape=shape, topology=topology, settings=settings)
 
 
-def _on_a_pod(config, *, chunk: int | None = 512, rank: int = 0, **mesh):
+def _on_a_pod(
+  config, *, chunk: int | None = 512, rank: int = 0, base_dtype: str = "float32", **mesh
+):
   config.model.dtype = "bfloat16"
   config.model.remat = "full"
   config.model.logits_chunk = chunk
-  config.model.lora.rank = rank
+  config.model.lora.update(rank=rank, base_dtype=base_dtype)
   config.mesh.update(mesh)
   return config
 
