@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from align_jax import config as config_lib
 from align_jax import models, sharding
 from align_jax.errors import InputError
 from align_jax.phases import export, pipeline, workspace
 from align_jax.training import checkpoints, workdir
-from configs import quickstart
+from configs import quickstart, reward_ceiling
 
 WORLD = "microworld:n=64"
 HELD_OUT = "microworld:n=16,split=heldout,draw=1"
@@ -149,6 +150,14 @@ def test_with_lora_on_eight_devices(finished, tmp_path):
   merged = models.merge_lora(trained_on, adapter, description.lora.scale)
   jax.tree.map(np.testing.assert_array_equal, tuned.params, merged)
   assert workdir.is_finished(tmp_path / "ppo")
+
+
+def test_a_pipeline_may_end_at_its_reward_model(tmp_path):
+  settings = pipeline.resolve(reward_ceiling.get_config().to_dict(), str(tmp_path))
+  config = config_lib.build(pipeline.PipelineConfig, settings)
+  found = pipeline.tasks(config, tmp_path)
+  assert [task.folder.name for task in found] == ["sft", "reward"]
+  assert config.reward.model.init == str(tmp_path / "sft")
 
 
 @pytest.mark.parametrize(
