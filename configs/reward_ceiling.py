@@ -4,7 +4,7 @@
 
 No model can agree with more than mean max(p, 1 - p) of labels that a labeller gives with probability p.
 The small trunk of configs/sft.py stays below, as it can neither copy nor reckon well enough to judge
-others who do; this one has six layers and sees four times the demonstrations, and every comparison
+others who do; this one has six layers and sees nine times the demonstrations, and every comparison
 carries the votes of 16 labellers.
 """
 
