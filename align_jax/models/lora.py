@@ -49,13 +49,11 @@ def lora_axes(lora: dict) -> dict:
 
 def merge_lora(params: dict, lora: dict, scale: float) -> dict:
   """`params` with every adapted weight replaced by W + scale A B; int8 ones become float32."""
-  layers = dict(params["layers"])
-  for name, weight in layers.items():
-    merged = quantised.dequantise(weight, jnp.float32)
-    if name in lora["layers"]:
-      adapter = lora["layers"][name]
-      merged += scale * jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(adapter["a"], adapter["b"])
-    layers[name] = merged.astype(weight.dtype)
+  layers = {name: quantised.dequantise(w, w.dtype) for name, w in params["layers"].items()}
+  for name, adapter in lora["layers"].items():
+    delta = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(adapter["a"], adapter["b"])
+    weight = layers[name]
+    layers[name] = (weight.astype(jnp.float32) + scale * delta).astype(weight.dtype)
   return {**params, "layers": layers}
 
 

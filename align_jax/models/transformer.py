@@ -11,7 +11,6 @@ Sites: resid_pre, resid_mid, resid_post, attention_out, mlp_out [B, T, D]; atten
 [B, T, heads, head_dim]; mlp_hidden [B, T, F]; attention_probs [B, K, G, T, S].
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -180,8 +179,8 @@ class Block(nn.Module):
     if not self.has_variable("cache", "keys"):
       # Gathered over fsdp layer by layer, in the type of the computation or as int8. Not while
       # decoding: there the activations are smaller than the weights.
-      gather = functools.partial(sharding.gathered, mesh=self.mesh, axes=in_axes + out_axes)
-      weight = jax.tree.map(gather, weight)
+      axes = in_axes + out_axes
+      weight = jax.tree.map(lambda w: sharding.gathered(w, self.mesh, axes), weight)
     y = linear(x, quantised.dequantise(weight, dtype), outputs)
     if self.has_variable("lora", name):
       adapter = self.get_variable("lora", name)

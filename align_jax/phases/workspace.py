@@ -184,10 +184,12 @@ def start(section: ModelSection, mesh, *, seed: int) -> Loaded:
 
 
 def frozen_base(loaded: Loaded, lora: LoraConfig, mesh) -> Loaded:
-  """The weights, or their shapes, in the type in which they rest under adapters."""
+  """The weights, or their shapes, in the type in which they rest under adapters; itself if they are."""
   if lora.base_dtype == "float32":
     return loaded
   shapes = jax.eval_shape(models.quantise_base, loaded.params)
+  if jax.tree.structure(shapes) == jax.tree.structure(loaded.params):
+    return loaded  # a value model may start from the policy's base: it is held once
   where = sharding.tree_shardings(models.logical_axes(loaded.model), shapes, mesh)
   if isinstance(jax.tree.leaves(loaded.params)[0], jax.ShapeDtypeStruct):
     return dataclasses.replace(loaded, params=_placed(shapes, where))

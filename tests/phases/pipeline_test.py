@@ -149,6 +149,9 @@ def test_with_lora_on_eight_devices(finished, tmp_path):
   trained_on = models.quantise_base(base.params)
   merged = models.merge_lora(trained_on, adapter, description.lora.scale)
   jax.tree.map(np.testing.assert_array_equal, tuned.params, merged)
+  resting = workspace.frozen_base(base, description.lora, mesh)
+  jax.tree.map(np.testing.assert_array_equal, resting.params, trained_on)
+  assert workspace.frozen_base(resting, description.lora, mesh) is resting
   assert workdir.is_finished(tmp_path / "ppo")
 
 
