@@ -115,6 +115,7 @@ def prepare() -> None:
   Every process of a run does this first.
   """
   logging.set_verbosity(logging.WARNING)
+  _set_xla_flags()
   cache = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/align_jax/compiled")
   )
@@ -122,6 +123,19 @@ def prepare() -> None:
 
   jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _set_xla_flags() -> None:
+  """Keeps XLA's own sums on CPU, where jaxlib 0.10.2 takes YNN's: a training step is 6 to 10 % shorter.
+
+  What XLA_FLAGS says of it already holds; other versions may not know the flag, which would end the
+  process.
+  """
+  import jaxlib
+
+  given, flag = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_experimental_ynn_fusion_type"
+  if flag not in given and jaxlib.__version__ == "0.10.2":
+    os.environ["XLA_FLAGS"] = f"{given} {flag}=-LIBRARY_FUSION_TYPE_REDUCE".strip()
 
 
 def coordinate() -> None:
