@@ -115,6 +115,8 @@ def prepare() -> None:
   Every process of a run does this first.
   """
   logging.set_verbosity(logging.WARNING)
+  # A record is a text or two at a time: threads for them take longer than the tokenizer.
+  os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
   _set_xla_flags()
   cache = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/align_jax/compiled")
