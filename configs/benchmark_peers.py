@@ -1,4 +1,4 @@
-"""SFT, reward and DPO steps next to TRL's: the same weights, examples, batch and optimizer.
+"""SFT, reward, DPO and policy-gradient steps next to TRL's: the same weights, examples, batch, optimizer.
 
   python -m experiments.benchmark --config=configs/benchmark_peers.py --workdir=runs/benchmark_peers
   python -m experiments.benchmark --config=configs/benchmark_peers.py:gpu --workdir=runs/benchmark_peers
@@ -22,6 +22,7 @@ _FILES = {  # task: (phase, folder, columns)
   "reward_hh": ("reward", "hh_rlhf_harmless", None),
   "reward_alpaca": ("reward", "alpaca_eval_prefs", "prompt=instruction"),
   "sft": ("sft", "instructions", "completion=response"),
+  "policy_hh": ("policy", "hh_rlhf_harmless", None),
 }
 
 

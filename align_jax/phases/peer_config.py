@@ -11,19 +11,22 @@ from align_jax.phases.sections import DataSection, ModelSection
 from align_jax.training import workdir
 from align_jax.training.optimizer import OptimizerConfig
 
-PHASES = ("sft", "reward", "dpo")
+PHASES = ("sft", "reward", "dpo", "policy")
 REFERENCES = ("cached", "recomputed")
 PEER, OURS, RECOMPUTED = "trl", "align_jax", "align_jax, reference recomputed"
 PREPARE = "prepare"  # what a process does before any side is started
 BETA = 0.1  # of DPO, on both sides: TRL's default and ours
+# Of policy updates: the advantages of a pair's chosen and rejected answer, and the clip range.
+ADVANTAGES, CLIP = (1.0, -0.5), 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class PeerTask:
   """One kind of training on one file."""
 
-  phase: str  # sft, reward or dpo
-  data: DataSection  # batch_size: examples a step; of sft, about as many in packed rows
+  phase: str  # sft, reward, dpo or policy: PPO's clipped loss of responses that are there already
+  # batch_size: examples a step; of sft, about as many in packed rows; of policy, two responses each.
+  data: DataSection
   references: tuple[str, ...] = ()  # dpo: ours with the reference cached, recomputed, or both
 
   def __post_init__(self):

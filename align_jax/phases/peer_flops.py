@@ -20,7 +20,7 @@ def model_flops(model, phase: str, batches, *, recomputed: bool) -> float:
   tokens: real ones, a pair's prompt once. attended: (query, key) pairs that the mask allows. scored:
   tokens that go through the LM head, none for rewards. k = 3 for forward and backward pass, 4 with the
   `recomputed` reference. a, b, c are traced from the model's forward pass. batches: those of
-  `data.sft_batches` packed, or of `data.shared_batches`.
+  `data.sft_batches` packed, of `data.shared_batches`, or rows of rollouts.
   """
   a, b, c = _rates(model)
   tokens, attended, scored = (sum(x) for x in zip(*map(_counts, batches)))
@@ -51,8 +51,13 @@ def _counts(batch) -> tuple[int, int, int]:
   """(real tokens, allowed pairs of query and key, scored tokens) of a batch."""
   real = np.asarray(batch["segment_ids"]) > 0
   # A token at position i attends to i + 1; positions go on from the prompt in both answers of a pair.
-  attended = int((batch["positions"] + 1)[real].sum())
-  scored = batch["slots"] >= 0 if "slots" in batch else batch["loss_mask"] > 0
+  positions = batch.get("positions", np.broadcast_to(np.arange(real.shape[1]), real.shape))
+  attended = int((positions + 1)[real].sum())
+  scored = (
+    batch["slots"] >= 0
+    if "slots" in batch
+    else batch["mask" if "mask" in batch else "loss_mask"] > 0
+  )
   return int(real.sum()), attended, int(scored.sum())
 
 

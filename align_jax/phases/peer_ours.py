@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from align_jax import data, models, sharding
-from align_jax.phases import peer_flops, reference, workspace
+from align_jax.phases import peer_flops, peer_policy, reference, workspace
 from align_jax.phases.peer_config import BETA, OURS, Place
 from align_jax.phases.peer_process import Channel, peak_bytes
 from align_jax.training import (
@@ -24,6 +24,7 @@ from align_jax.training import (
   reward_objectives,
   state,
   step,
+  workdir,
 )
 
 # What is compared with TRL, by phase.
@@ -31,6 +32,7 @@ COMPARED = {
   "sft": ("loss",),
   "reward": ("loss", "rewards/chosen", "rewards/rejected"),
   "dpo": ("loss", "logps/chosen", "logps/rejected"),
+  "policy": ("loss",),
 }
 _STEPS = 1_000_000  # of the optimizer's schedule, which is constant
 
@@ -62,7 +64,8 @@ class Ours:
     self.checked, self.timed = (self._batches(part, params) for part in ("check", "pass"))
     self.frozen = {"ref": params} if self.task.phase == "dpo" and not self.cached else {}
     self.tx = optimizer.make_optimizer(self.config.optimizer, _STEPS)
-    self.step = step.make_train_step(self._objective(), self.tx)
+    prepare = peer_policy.prepare() if self.task.phase == "policy" else None
+    self.step = step.make_train_step(self._objective(), self.tx, prepare=prepare)
     self.state = state.create_state(
       self._trainable(params), self.tx, 0, self.mesh, consume=not self.frozen
     )
@@ -107,6 +110,8 @@ class Ours:
     found = {"remat": self.config.model.remat, "logits_chunk": self.config.model.logits_chunk}
     if self.task.phase == "sft":
       return found | {"pack": True, "rows": self.rows}
+    if self.task.phase == "policy":
+      return found
     found["layout"] = "shared"
     return found | ({"reference": "cached"} if self.cached else {})
 
@@ -129,10 +134,14 @@ class Ours:
       return objectives.sft_objective(self.model, chunk=chunk)
     if self.task.phase == "reward":
       return reward_objectives.pair_objective(self.model)
+    if self.task.phase == "policy":
+      return peer_policy.objective(self.model, chunk)
     settings = preferences.PreferenceConfig("dpo", beta=BETA)
     return preference_objectives.preference_objective(self.model, settings, chunk=chunk)
 
   def _trainable(self, params):
+    if self.task.phase == "policy":
+      return {"policy": params}
     if self.task.phase != "reward":
       return params
     head = {"kernel": jnp.asarray(np.load(self.place.head)), "bias": jnp.zeros(())}
@@ -141,6 +150,10 @@ class Ours:
   def _batches(self, part: str, params) -> Callable[[], Iterator]:
     """A function that begins the batches of a part anew."""
     section, file = self.task.data, str(self.place.records(self.name, part))
+    if self.task.phase == "policy":
+      sequences = workdir.read_json(self.place.tokens(self.name))[part]
+      batches = peer_policy.batches(sequences, section.batch_size)
+      return peer_policy.with_old_logprobs(batches, self._scoring_model(), params, self.mesh)
     if self.task.phase == "sft":
       return self._packed(data.read_demonstrations(file), part)
     plan = data.Batching(section.batch_size, epochs=1, shuffle=part == "pass")
@@ -171,11 +184,10 @@ class Ours:
 
   def _reference(self, pairs: data.Pairs, params):
     """The cached log-probs; what filling the cache takes is measured where it is not there yet."""
-    section = self.config.model
-    model = self.model.clone(config=dataclasses.replace(self.model.config, remat="none"))
     scorer = reference.Scorer(
-      model, {"params": params}, self.mesh, self.task.data.batch_size, section.logits_chunk
-    )
+      self._scoring_model(), {"params": params}, self.mesh, self.task.data.batch_size,
+      self.config.model.logits_chunk,
+    )  # fmt: skip
     folder = self.place.folder / "reference"
     if pairs.source.plan.shuffle and not (folder / f"{self.name}.timed").exists():
       seconds = []
@@ -187,6 +199,9 @@ class Ours:
       self.reference_pass = {"first_s": seconds[0], "s": seconds[1], "pairs": len(pairs.kept)}
       (folder / f"{self.name}.timed").touch()
     return reference.cached_reference(folder, pairs, scorer, {})
+
+  def _scoring_model(self):
+    return self.model.clone(config=dataclasses.replace(self.model.config, remat="none"))
 
   def _flops(self, batches) -> float:
     """What the mathematics of a pass needs."""

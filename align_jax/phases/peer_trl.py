@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.phases import peer_config
+from align_jax.phases import peer_config, peer_trl_policy
 from align_jax.phases.peer_config import Place
 from align_jax.phases.peer_process import Channel, cores, peak_bytes
 from align_jax.training import workdir
@@ -56,15 +56,18 @@ def _trainer(place: Place, name: str, tokens: dict[str, Any]):
   if tokens["pad_id"] is not None:
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokens["pad_id"])
   trainer, settings = _classes(task.phase)
-  seen = Seen()
+  seen, rewards = Seen(), {}
   rows = tokens["check"] * _CHECKS + tokens["pass"] * (config.repeats + 1)
-  made = _watched(trainer, seen)(
+  watched = _watched(trainer, seen)
+  if task.phase == "policy":
+    rows, rewards = peer_trl_policy.numbered(rows), {"reward_funcs": peer_trl_policy.unused}
+    watched = peer_trl_policy.without_sampling(watched, seen.places)
+  made = watched(
     model=place.model,
-    args=settings(
-      **_arguments(place, name) | ({"beta": peer_config.BETA} if task.phase == "dpo" else {})
-    ),
+    args=settings(**_arguments(place, name) | _own_arguments(task)),
     train_dataset=datasets.Dataset.from_list(rows),
     processing_class=tokenizer,
+    **rewards,
   )
   made.remove_callback(transformers.PrinterCallback)
   if task.phase == "reward":
@@ -79,7 +82,16 @@ def _classes(phase: str):
     "sft": (trl.SFTTrainer, trl.SFTConfig),
     "reward": (trl.RewardTrainer, trl.RewardConfig),
     "dpo": (trl.DPOTrainer, trl.DPOConfig),
+    "policy": (trl.GRPOTrainer, trl.GRPOConfig),
   }[phase]
+
+
+def _own_arguments(task: peer_config.PeerTask) -> dict[str, Any]:
+  """What a phase alone has."""
+  if task.phase == "policy":
+    return peer_trl_policy.arguments(task.data.batch_size)
+  own = {"max_length": task.data.length}
+  return own | ({"beta": peer_config.BETA} if task.phase == "dpo" else {})
 
 
 def _arguments(place: Place, name: str) -> dict[str, Any]:
@@ -92,7 +104,6 @@ def _arguments(place: Place, name: str) -> dict[str, Any]:
     output_dir=str(place.folder / "trl"),
     max_steps=_CHECKS + config.batches * (config.repeats + 1),
     per_device_train_batch_size=task.data.batch_size,
-    max_length=task.data.length,
     learning_rate=rule.learning_rate,
     lr_scheduler_type="constant",
     adam_beta1=rule.b1,
@@ -120,7 +131,8 @@ def _watched(trainer, seen: Seen):
       return dataset
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-      seen.places.append(inputs["input_ids"].numel())
+      if "input_ids" in inputs:
+        seen.places.append(inputs["input_ids"].numel())
       loss = super().compute_loss(model, inputs, *args, **kwargs)
       seen.losses.append(loss.detach())
       return loss

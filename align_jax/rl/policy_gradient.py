@@ -44,7 +44,7 @@ def policy_gradient_learner(
   """
   objective = policy_gradient_objective(model, value_model, config, sampling.temperature)
   parts = config.minibatches * accumulate
-  prepare = functools.partial(_average, config=config, max_length=sampling.max_new_tokens)
+  prepare = functools.partial(averaged, config=config, max_length=sampling.max_new_tokens)
 
   def learn(state: OnlineState, frozen, batch):
     batch = rollouts.score_rollout(
@@ -91,7 +91,7 @@ def _rows(batch: dict[str, jax.Array], kl_coef) -> dict[str, jax.Array]:
   return rows | {"kl_coef": jnp.broadcast_to(kl_coef, batch["keep"].shape)}
 
 
-def _average(params, frozen, rows, *, config: PolicyGradientConfig, max_length: int):
+def averaged(params, frozen, rows, *, config: PolicyGradientConfig, max_length: int):
   """The minibatch with weights of its tokens that sum to 1 over all of its rows.
 
   So policy, value and pretraining losses are means of their own, however the rows are split up.

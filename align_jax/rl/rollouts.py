@@ -15,6 +15,8 @@ from align_jax.rl.config import SamplingConfig
 from align_jax.training import objectives
 from align_jax.training import step as step_lib
 
+_TILE = 128  # tokens: what attention by tiles goes by
+
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
@@ -54,14 +56,29 @@ class Rollout:
     )
 
   def batch(self) -> dict[str, np.ndarray]:
-    """What the trainer needs; `sampler_logprobs` and `mask` [B, S-1] belong to tokens[:, 1:]."""
+    """What the trainer needs; `sampler_logprobs` and `mask` [B, W-1] belong to tokens[:, 1:].
+
+    W ≤ S as `learned_width` has it: what it cuts off is padding.
+    """
+    segment_ids = self.segment_ids
+    width = learned_width(int(segment_ids.sum(axis=1).max()), segment_ids.shape[1])
     return {
-      "tokens": self.tokens,
-      "segment_ids": self.segment_ids,
-      "mask": self.response_mask[:, 1:].astype(np.float32),
-      "sampler_logprobs": self.samples.logprobs[:, 1:],
+      "tokens": self.tokens[:, :width],
+      "segment_ids": segment_ids[:, :width],
+      "mask": self.response_mask[:, 1:width].astype(np.float32),
+      "sampler_logprobs": self.samples.logprobs[:, 1:width],
       "finished": self.samples.finished,
     }
+
+
+def learned_width(longest: int, width: int) -> int:
+  """How many columns of rows [B, width] are learned from, where the longest row has `longest` tokens.
+
+  The next eighth of the width, in whole tiles: a learner is compiled for eight widths at most, and
+  for one where rows are short.
+  """
+  step = -(-width // (8 * _TILE)) * _TILE
+  return min(-(-longest // step) * step, width)
 
 
 def sample_rollout(

@@ -43,7 +43,7 @@ class Asked:
 
 
 def settings():
-  config = benchmark_peers.get_config("cpu,dpo_hh,reward_hh,sft")
+  config = benchmark_peers.get_config("cpu,dpo_hh,policy_hh,reward_hh,sft")
   config.model = common.microworld_model()
   config.model.scratch.update(layers=1, embed_dim=16, heads=2, kv_heads=1, mlp_dim=16)
   config.model.logits_chunk = 16
@@ -64,7 +64,7 @@ def place(tmp_path_factory):
   return found
 
 
-@pytest.mark.parametrize("task", ["dpo_hh", "reward_hh", "sft"])
+@pytest.mark.parametrize("task", ["dpo_hh", "policy_hh", "reward_hh", "sft"])
 def test_both_sides_compute_the_same(task, place, monkeypatch):
   monkeypatch.setattr(peer_trl, "cores", lambda: 1)  # more threads of so small a model mostly wait
   section = place.config.tasks[task]

@@ -28,13 +28,19 @@ def build(values):
 
 def test_ours_is_measured_alone_where_trl_is_missing(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(peer_benchmark, "missing_packages", lambda: ["trl"])
-  peer_benchmark.run(build(settings()), str(tmp_path))
+  values = settings()
+  values["tasks"]["policy_hh"] = values["tasks"]["reward_hh"] | {"phase": "policy"}
+  peer_benchmark.run(build(values), str(tmp_path))
   assert "not compared with TRL: trl is not installed" in capsys.readouterr().out
-  found = json.loads((tmp_path / "benchmark.json").read_text())["sets"]["reward_hh"]
-  row = found["variants"][peer_config.OURS]
-  assert list(found["variants"]) == [peer_config.OURS] and found["examples"] == 8
-  assert 0 < row["mfu"] and row["flops"] > 0
-  assert row["useful_tokens"] <= row["padded_tokens"] and row["peak_bytes"] > 1e7
+  sets = json.loads((tmp_path / "benchmark.json").read_text())["sets"]
+  assert list(sets) == ["reward_hh", "policy_hh"]
+  for found in sets.values():
+    row = found["variants"][peer_config.OURS]
+    assert list(found["variants"]) == [peer_config.OURS] and found["examples"] == 8
+    assert 0 < row["mfu"] and row["flops"] > 0
+    assert row["useful_tokens"] <= row["padded_tokens"] and row["peak_bytes"] > 1e7
+  rows = [sets[name]["variants"][peer_config.OURS] for name in sets]
+  assert rows[1]["useful_tokens"] > rows[0]["useful_tokens"]  # of a pair's prompt, twice
   assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
   with pytest.raises(InputError, match="holds a benchmark already"):
     peer_benchmark.run(build(settings()), str(tmp_path))
@@ -180,7 +186,7 @@ def test_an_optimizer_that_only_one_side_has_is_refused():
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"phase": "ppo"}, "config.tasks.phase must be one of sft, reward, dpo"),
+    ({"phase": "ppo"}, "config.tasks.phase must be one of sft, reward, dpo, policy"),
     ({"phase": "dpo"}, "config.tasks.references is for phase 'dpo', which needs one"),
     ({"references": ("cached",)}, "config.tasks.references is for phase 'dpo'"),
   ],

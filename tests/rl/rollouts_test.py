@@ -1,5 +1,6 @@
 """Tests of rollouts: what is sampled, and which number belongs to which token."""
 
+import dataclasses
 import functools
 
 import jax
@@ -115,3 +116,50 @@ def test_nothing_is_there_off_the_mask(scored):
   batch = scored[0]
   for name in ("old_logprobs", "ref_logprobs", "old_values", "entropy"):
     np.testing.assert_array_equal(batch[name][batch["mask"] == 0], 0.0)
+
+
+class TestWidth:
+  """Learning leaves out the columns that are padding in every row."""
+
+  @pytest.mark.parametrize(
+    "longest, width, expected",
+    [
+      (1, 100, 100),
+      (90, 128, 128),
+      (129, 200, 200),
+      (1, 2048, 256),
+      (256, 2048, 256),
+      (257, 2048, 512),
+      (1100, 1100, 1100),
+    ],
+  )
+  def test_it_is_the_next_step(self, longest, width, expected):
+    assert rollouts.learned_width(longest, width) == expected
+
+  def test_there_are_eight_at_most(self):
+    for width in (128, 600, 1024, 1025, 5000):
+      found = {rollouts.learned_width(longest, width) for longest in range(1, width + 1)}
+      assert len(found) <= 8 and max(found) == width
+
+  def test_no_number_depends_on_what_was_cut(self, tiny_model, rollout):
+    """Of rows that are 300 wide and 10 long, against the same rows as they were sampled."""
+    model, params = tiny_model
+    samples = rollout.samples
+    wide = [np.pad(x, [(0, 0), (0, 300 - x.shape[1])], constant_values=c) for x, c in (
+      (samples.tokens, 1), (samples.response_mask, False), (samples.logprobs, 0.0),
+    )]  # fmt: skip
+    padded = dataclasses.replace(
+      rollout,
+      samples=dataclasses.replace(samples, tokens=wide[0], response_mask=wide[1], logprobs=wide[2]),
+    ).batch()
+    assert padded["tokens"].shape == (4, 128) and padded["mask"].shape == (4, 127)
+    score = lambda rows: rollouts.policy_logprobs(  # noqa: E731
+      model, {"params": params}, rows, temperature=TEMPERATURE, chunk=None
+    )[0]
+    whole = rollout.batch()
+    end = whole["mask"].shape[1]
+    for name in ("mask", "sampler_logprobs"):
+      np.testing.assert_array_equal(padded[name][:, :end], whole[name])
+      assert not padded[name][:, end:].any()
+    found = score(padded)[:, :end] * whole["mask"]
+    np.testing.assert_allclose(found, score(whole) * whole["mask"], atol=1e-5)
