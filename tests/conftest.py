@@ -13,7 +13,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # the eight it takes by itself, or they wait for ever.
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
+# The older emitters compile in half the time of those that fuse through MLIR.
+os.environ.setdefault(
+  "XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
+)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/align_jax/compiled-tests")
 )
@@ -22,6 +26,9 @@ import jax
 import numpy as np
 import pytest
 
+from align_jax import app
+
+app.set_xla_flags()  # as the commands do that tests start: what one compiles the other finds
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_default_matmul_precision", "highest")

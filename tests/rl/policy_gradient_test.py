@@ -99,7 +99,7 @@ def _objective(toy, config, value=False):
     toy.model, toy.model if value else None, config, SAMPLING.temperature
   )
   prepare = functools.partial(
-    policy_gradient._average, config=config, max_length=SAMPLING.max_new_tokens
+    policy_gradient.averaged, config=config, max_length=SAMPLING.max_new_tokens
   )
   return objective, prepare
 
