@@ -21,8 +21,9 @@ SERIAL_BLOCK = 128  # small enough for a CPU's cache
 class Options(NamedTuple):
   """What does not depend on the data.
 
-  serial: heads one after the other, as plain matrix products: on CPU XLA computes products with
-  batch dimensions at a fifth of their speed.
+  serial: rows and heads one after the other, as plain matrix products, in tiles that fit a CPU's
+  cache. With jaxlib 0.10.2 heads side by side take 3 % more of a training step; with earlier ones,
+  where products with batch dimensions ran at a fifth of their speed, far more.
   """
 
   scale: float
