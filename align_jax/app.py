@@ -115,9 +115,7 @@ def prepare() -> None:
   Every process of a run does this first.
   """
   logging.set_verbosity(logging.WARNING)
-  # A record is a text or two at a time: threads for them take longer than the tokenizer.
-  os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-  set_xla_flags()
+  set_environment()
   cache = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/align_jax/compiled")
   )
@@ -127,12 +125,14 @@ def prepare() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def set_xla_flags() -> None:
-  """Keeps XLA's own sums on CPU, where jaxlib 0.10.2 takes YNN's: a training step is 6 to 10 % shorter.
+def set_environment() -> None:
+  """Turns off what makes others' code slower here; what the environment says already holds.
 
-  What XLA_FLAGS says of it already holds; other versions may not know the flag, which would end the
-  process.
+  The tokenizer's threads: a record is a text or two at a time, and they take longer than it does.
+  YNN's sums, which jaxlib 0.10.2 takes on CPU: with XLA's own a training step is 6 to 10 % shorter.
+  Other versions may not know the flag, which would end the process.
   """
+  os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
   import jaxlib
 
   given, flag = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_experimental_ynn_fusion_type"

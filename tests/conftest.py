@@ -17,7 +17,6 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
   "XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
 )
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/align_jax/compiled-tests")
 )
@@ -28,7 +27,7 @@ import pytest
 
 from align_jax import app
 
-app.set_xla_flags()  # as the commands do that tests start: what one compiles the other finds
+app.set_environment()  # as the commands do that tests start: what one compiles the other finds
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_default_matmul_precision", "highest")

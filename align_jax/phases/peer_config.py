@@ -16,8 +16,8 @@ REFERENCES = ("cached", "recomputed")
 PEER, OURS, RECOMPUTED = "trl", "align_jax", "align_jax, reference recomputed"
 PREPARE = "prepare"  # what a process does before any side is started
 BETA = 0.1  # of DPO, on both sides: TRL's default and ours
-# Of policy updates: the advantages of a pair's chosen and rejected answer, and the clip range.
-ADVANTAGES, CLIP = (1.0, -0.5), 0.2
+# Of policy updates: the two answers of a record, their advantages, and the clip range.
+ANSWERS, ADVANTAGES, CLIP = ("chosen_ids", "rejected_ids"), (1.0, -0.5), 0.2
 
 
 @dataclasses.dataclass(frozen=True)

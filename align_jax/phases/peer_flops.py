@@ -53,11 +53,10 @@ def _counts(batch) -> tuple[int, int, int]:
   # A token at position i attends to i + 1; positions go on from the prompt in both answers of a pair.
   positions = batch.get("positions", np.broadcast_to(np.arange(real.shape[1]), real.shape))
   attended = int((positions + 1)[real].sum())
-  scored = (
-    batch["slots"] >= 0
-    if "slots" in batch
-    else batch["mask" if "mask" in batch else "loss_mask"] > 0
-  )
+  if "slots" in batch:
+    scored = batch["slots"] >= 0
+  else:
+    scored = batch["mask" if "mask" in batch else "loss_mask"] > 0
   return int(real.sum()), attended, int(scored.sum())
 
 

@@ -153,7 +153,9 @@ class Ours:
     if self.task.phase == "policy":
       sequences = workdir.read_json(self.place.tokens(self.name))[part]
       batches = peer_policy.batches(sequences, section.batch_size)
-      return peer_policy.with_old_logprobs(batches, self._scoring_model(), params, self.mesh)
+      return peer_policy.with_old_logprobs(
+        batches, self._scoring_model(), params, self.mesh, self.config.model.logits_chunk
+      )
     if self.task.phase == "sft":
       return self._packed(data.read_demonstrations(file), part)
     plan = data.Batching(section.batch_size, epochs=1, shuffle=part == "pass")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from align_jax import models, rl, sampling, sharding
-from align_jax.phases.peer_config import ADVANTAGES, CLIP
+from align_jax.phases.peer_config import ADVANTAGES, ANSWERS, CLIP
 from align_jax.rl import policy_gradient, rollouts
 
 
@@ -34,13 +34,13 @@ def batches(sequences: list[dict[str, list[int]]], batch_size: int) -> list[dict
   Rollouts are as wide as the longest prompt and the longest response of all `sequences` together.
   """
   prompts = max(len(s["prompt_ids"]) for s in sequences)
-  responses = max(len(s[name]) for s in sequences for name in ("chosen_ids", "rejected_ids"))
+  responses = max(len(s[name]) for s in sequences for name in ANSWERS)
   starts = range(0, len(sequences), batch_size)
   return [_rows(sequences[i : i + batch_size], prompts + responses) for i in starts]
 
 
 def _rows(sequences: list[dict[str, list[int]]], width: int) -> dict[str, np.ndarray]:
-  answers = [(s["prompt_ids"], s[n]) for s in sequences for n in ("chosen_ids", "rejected_ids")]
+  answers = [(s["prompt_ids"], s[name]) for s in sequences for name in ANSWERS]
   tokens = np.zeros((len(answers), width), np.int32)
   response = np.zeros(tokens.shape, bool)
   for row, mask, (prompt, answer) in zip(tokens, response, answers):
@@ -57,12 +57,16 @@ def _rows(sequences: list[dict[str, list[int]]], width: int) -> dict[str, np.nda
 
 
 def with_old_logprobs(
-  batches: list[dict[str, np.ndarray]], model: models.Transformer, params: Any, mesh
+  batches: list[dict[str, np.ndarray]],
+  model: models.Transformer,
+  params: Any,
+  mesh,
+  chunk: int | None,
 ) -> Callable[[], Iterator]:
   """A function that begins the batches anew, with the log-probs of `params`: the policy that "sampled"."""
   score = jax.jit(
     lambda params, rows: rollouts.policy_logprobs(
-      model, {"params": params}, rows, temperature=1.0, chunk=128
+      model, {"params": params}, rows, temperature=1.0, chunk=chunk
     )[0]
   )
   found = []

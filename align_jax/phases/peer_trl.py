@@ -16,6 +16,7 @@ from align_jax.phases.peer_process import Channel, cores, peak_bytes
 from align_jax.training import workdir
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
+_IDS = ("input_ids", "prompt_ids", "completion_ids")  # what a batch's tokens are called
 _CHECKS = 2  # updates on the same examples, before any pass
 # Of TRL's settings, those that decide how fast a step is.
 _TOLD = (
@@ -61,7 +62,7 @@ def _trainer(place: Place, name: str, tokens: dict[str, Any]):
   watched = _watched(trainer, seen)
   if task.phase == "policy":
     rows, rewards = peer_trl_policy.numbered(rows), {"reward_funcs": peer_trl_policy.unused}
-    watched = peer_trl_policy.without_sampling(watched, seen.places)
+    watched = peer_trl_policy.without_sampling(watched)
   made = watched(
     model=place.model,
     args=settings(**_arguments(place, name) | _own_arguments(task)),
@@ -131,8 +132,8 @@ def _watched(trainer, seen: Seen):
       return dataset
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-      if "input_ids" in inputs:
-        seen.places.append(inputs["input_ids"].numel())
+      ids = [inputs[name] for name in _IDS if name in inputs]
+      seen.places.append(sum(x.numel() for x in ids))
       loss = super().compute_loss(model, inputs, *args, **kwargs)
       seen.losses.append(loss.detach())
       return loss

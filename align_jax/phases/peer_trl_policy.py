@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from align_jax.phases.peer_config import ADVANTAGES, CLIP
-
-_ANSWERS = ("chosen_ids", "rejected_ids")
+from align_jax.phases.peer_config import ADVANTAGES, ANSWERS, CLIP
 
 
 def arguments(batch_size: int) -> dict[str, Any]:
@@ -18,8 +16,12 @@ def arguments(batch_size: int) -> dict[str, Any]:
 
 
 def numbered(rows: list[dict[str, list[int]]]) -> list[dict[str, Any]]:
-  """The rows with a number, by which their old log-probs are found, and the prompt that TRL asks for."""
-  return [row | {"number": i, "prompt": ""} for i, row in enumerate(rows)]
+  """The rows with a number, by which their old log-probs are found, and the prompt that TRL asks for.
+
+  A row that comes several times has one number.
+  """
+  numbers: dict[int, int] = {}
+  return [row | {"number": numbers.setdefault(id(row), len(numbers)), "prompt": ""} for row in rows]
 
 
 def unused(prompts, completions, **kwargs) -> list[float]:
@@ -27,8 +29,8 @@ def unused(prompts, completions, **kwargs) -> list[float]:
   raise AssertionError("nothing is sampled, so nothing is to be scored")
 
 
-def without_sampling(trainer, places: list[int]):
-  """`trainer` where a batch's responses are its rows' own, and `places` counts what it pads them to.
+def without_sampling(trainer):
+  """`trainer` where a batch's responses are its rows' own.
 
   Before the first step the start's log-probs of all rows are taken, one row at a time: the policy
   that "sampled". TRL's own short cut, old = new, would make every loss the mean advantage.
@@ -37,10 +39,10 @@ def without_sampling(trainer, places: list[int]):
   class WithoutSampling(trainer):
     def _generate_and_score_completions(self, rows):
       if not hasattr(self, "old"):
-        self.old = [self._start_logps(row) for row in self.train_dataset]
+        distinct = {row["number"]: row for row in self.train_dataset}
+        self.old = {number: self._start_logps(row) for number, row in distinct.items()}
       rows = rows[::2]  # each comes as often as there are responses
-      inputs = self._padded([(r["prompt_ids"], r[name]) for r in rows for name in _ANSWERS])
-      places.append(inputs["prompt_ids"].numel() + inputs["completion_ids"].numel())
+      inputs = self._padded([(r["prompt_ids"], r[name]) for r in rows for name in ANSWERS])
       old = [x for row in rows for x in self.old[row["number"]]]
       mask = inputs["completion_mask"]
       return inputs | {
@@ -53,7 +55,7 @@ def without_sampling(trainer, places: list[int]):
       import torch
 
       found = []
-      for name in _ANSWERS:
+      for name in ANSWERS:
         i = self._padded([(row["prompt_ids"], row[name])])
         pair = [(i[f"prompt_{x}"], i[f"completion_{x}"]) for x in ("ids", "mask")]
         ids, mask = (torch.cat(both, dim=1) for both in pair)
