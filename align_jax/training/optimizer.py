@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from align_jax.errors import InputError
@@ -84,14 +85,27 @@ def make_optimizer(
     "rmsprop": lambda: optax.rmsprop(schedule, decay=config.b2, eps=config.eps),
     "sgd": lambda: optax.sgd(schedule, momentum=config.b1),
   }[config.name]()
-  clip = _clip_members if members else optax.clip_by_global_norm
-  return optax.chain(clip(config.grad_clip), rule)
+  clip = functools.partial(clip_by_global_norm, most=config.grad_clip)
+  clip = jax.vmap(clip) if members else clip
+  return optax.chain(optax.stateless(lambda updates, _: clip(updates)), rule)
 
 
-def _clip_members(most: float) -> optax.GradientTransformation:
-  """`optax.clip_by_global_norm` for each of the models that a tree stacks along axis 0."""
-  clip = optax.clip_by_global_norm(most)
-  return optax.stateless(lambda updates, _: jax.vmap(lambda own: clip.update(own, ())[0])(updates))
+def clip_by_global_norm(tree, most: float):
+  """tree, scaled down to a `global_norm` of `most` where it is longer."""
+  norm = global_norm(tree)
+  factor = jnp.where(norm > most, most / norm, 1.0)
+  return jax.tree.map(lambda x: x * factor.astype(x.dtype), tree)
+
+
+def global_norm(tree) -> jax.Array:
+  """sqrt(sum of all squares), the first axis of each array first: float32 scalar.
+
+  With both sums in one, XLA's compiler for CPU writes the squares of all gradients out, as much memory
+  as the gradients themselves; the barrier keeps it from making one of them.
+  """
+  squares = [jnp.square(jnp.atleast_1d(x).astype(jnp.float32)) for x in jax.tree.leaves(tree)]
+  first = [jnp.sum(x, axis=0) for x in squares]
+  return jnp.sqrt(sum(jnp.sum(x) for x in jax.lax.optimization_barrier(first)))
 
 
 def _is_matrix(params, members: bool):

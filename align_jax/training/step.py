@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from align_jax.losses.masked import Mean
+from align_jax.training import optimizer
 from align_jax.training.state import TrainState
 
 Metrics = dict[str, Any]
@@ -50,7 +51,7 @@ def train_step(
   grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  metrics["grad_norm"] = Mean(optax.global_norm(grads), jnp.ones(()))
+  metrics["grad_norm"] = Mean(optimizer.global_norm(grads), jnp.ones(()))
   carried = carry(state.carried, params, metrics, state.step + 1) if carry else state.carried
   return TrainState(state.step + 1, params, opt_state, state.rng, carried), metrics
 
