@@ -13,7 +13,7 @@ def main(role: str, task: str, folder: str) -> None:
   from align_jax.phases import peer_config
 
   place = peer_config.Place(pathlib.Path(folder))
-  if role == peer_config.PEER:
+  if role == "trl":
     from align_jax.phases import peer_trl
 
     peer_trl.serve(place, task, channel)
@@ -21,6 +21,11 @@ def main(role: str, task: str, folder: str) -> None:
   # Other packages import torch where it is installed; ours runs as if it were not.
   sys.modules["torch"] = None
   app.prepare()
+  if role == "tunix":
+    from align_jax.phases import peer_tunix
+
+    peer_tunix.serve(place, task, channel, app.devices())
+    return
   from align_jax.phases import peer_ours, peer_records
 
   if role == peer_config.PREPARE:

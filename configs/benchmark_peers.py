@@ -1,13 +1,14 @@
-"""SFT, reward, DPO and policy-gradient steps next to TRL's: the same weights, examples, batch, optimizer.
+"""SFT, reward, DPO and policy steps next to TRL's and Tunix's: the same weights, examples, optimizer.
 
   python -m experiments.benchmark --config=configs/benchmark_peers.py --workdir=runs/benchmark_peers
   python -m experiments.benchmark --config=configs/benchmark_peers.py:gpu --workdir=runs/benchmark_peers
 
 The environment variable ALIGN_JAX_DATA names the folder of hh_rlhf_harmless, alpaca_eval_prefs and
-instructions. TRL's side needs `pip install torch transformers trl`, which nothing else here does;
-without it ours is measured alone. SmolLM2-135M in float32 takes some hours on two CPU cores, most of them
-TRL's; `--config.tasks.TASK` cannot be left out there, but `:cpu,dpo_hh` measures the tasks that are named.
-On a GPU: a 1 B random Llama in bfloat16.
+instructions. TRL's side needs `pip install torch transformers trl`, Tunix's (SFT and DPO) Python 3.12 and
+`pip install google-tunix`, which nothing else here does; a peer that is not installed is left out, as is
+one that `--config.peers='("trl",)'` does not name. SmolLM2-135M in float32 takes some hours on two CPU
+cores, most of them TRL's; `:cpu,dpo_hh` measures the tasks that are named. On a GPU: a 1 B random Llama in
+bfloat16.
 """
 
 import os
@@ -46,7 +47,8 @@ def get_config(machine: str = "cpu") -> config_dict.ConfigDict:
   config.batches = 4  # of 8 examples: a pass
   config.repeats = 3  # passes of each side
   config.interleave = True  # all sides in memory at once; a peak is a process's own
-  config.gradient_checkpointing = True  # of TRL: its default
+  config.peers = ("trl", "tunix")  # those of them that are installed
+  config.gradient_checkpointing = True  # of the peers: TRL's default
   config.matmul = 2048
   config.mesh = common.mesh()
   if machine == "gpu":

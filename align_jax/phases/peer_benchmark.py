@@ -1,9 +1,9 @@
-"""A training step next to TRL's: the same weights, examples and optimizer, each side in its own process.
+"""A training step next to TRL's and Tunix's: the same weights, examples and optimizer, a process each.
 
-Before any timing both sides make two updates on the same examples, and what they find must agree. Then
-their passes over the same records alternate, A B A B, so that a noisy machine is noisy for both alike.
-TRL runs in its own loop, with its collators and the settings that are its defaults; ours as the product
-runs: full rows, shared prompts, batches of its own grouping. This process knows neither torch nor a
+Before any timing all sides make two updates on the same examples, and what they find must agree. Then
+their passes over the same records alternate, A B A B, so that a noisy machine is noisy for all alike.
+A peer runs in its own loop, with the settings that are its defaults; ours as the product runs: full rows,
+shared prompts, batches of its own grouping. This process knows neither torch nor a
 device.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import importlib.util
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tqdm
@@ -20,11 +20,11 @@ from align_jax import config as config_lib
 from align_jax.errors import InputError
 from align_jax.evals import benchmark_plots
 from align_jax.phases import peer_summary
-from align_jax.phases.peer_config import PEER, PREPARE, PeerBenchmarkConfig
+from align_jax.phases.peer_config import PEERS, PREPARE, PeerBenchmarkConfig
 from align_jax.phases.peer_process import Process, cores
 from align_jax.training import workdir
 
-PACKAGES = ("torch", "transformers", "trl")
+_PACKAGES = {"trl": ("torch", "transformers", "trl"), "tunix": ("tunix",)}
 # Relative, between both sides' losses and log-probs or rewards, by the type of computation.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}
 
@@ -32,7 +32,7 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}
 def run(config: PeerBenchmarkConfig, path: str) -> dict[str, Any]:
   """Measures, prints tables, and writes benchmark.json and benchmark.png into an empty `path`.
 
-  Where TRL is not installed, that is said and ours is measured alone. FloatingPointError where both
+  Where a peer is not installed, that is said and the others are measured. FloatingPointError where two
   sides do not compute the same.
   """
   folder = pathlib.Path(path).absolute()
@@ -42,9 +42,10 @@ def run(config: PeerBenchmarkConfig, path: str) -> dict[str, Any]:
   for name in ("model", "records", "reference", "compiled"):  # of a run that was interrupted
     shutil.rmtree(folder / name, ignore_errors=True)
   workdir.write_json(folder / "config.json", config_lib.to_dict(config))
-  missing = missing_packages()
-  if missing:
-    print(f"not compared with TRL: {', '.join(missing)} is not installed", flush=True)
+  missing = {peer: missing_packages(peer) for peer in config.peers}
+  for peer, packages in missing.items():
+    if packages:
+      print(f"not compared with {peer}: {', '.join(packages)} is not installed", flush=True)
   prepared: dict[str, list] = {"starts": []}
   with _Runs(config, folder, "all").started(PREPARE, prepared):
     pass
@@ -59,7 +60,7 @@ def run(config: PeerBenchmarkConfig, path: str) -> dict[str, Any]:
     "sets": {},
   }
   for name, task in config.tasks.items():
-    sides = [side for side in task.sides if side != PEER or not missing]
+    sides = task.sides([peer for peer in config.peers if not missing[peer]])
     results["sets"][name] = _measure(_Runs(config, folder, name), sides)
     print(peer_summary.table(name, results["sets"][name]), flush=True)
     workdir.write_json(folder / "benchmark.json", results)
@@ -68,9 +69,9 @@ def run(config: PeerBenchmarkConfig, path: str) -> dict[str, Any]:
   return results
 
 
-def missing_packages() -> list[str]:
-  """What TRL's side needs and this installation lacks."""
-  return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def missing_packages(peer: str) -> list[str]:
+  """What a peer's side needs and this installation lacks."""
+  return [name for name in _PACKAGES[peer] if importlib.util.find_spec(name) is None]
 
 
 class _Runs:
@@ -93,13 +94,13 @@ class _Runs:
       process.kill()
 
 
-def _measure(runs: _Runs, sides: list[str]) -> dict[str, Any]:
+def _measure(runs: _Runs, sides: Sequence[str]) -> dict[str, Any]:
   """First every side compiles for the first time, so that a mismatch ends the run early."""
   found = {side: {"starts": [], "passes": []} for side in sides}
   with contextlib.ExitStack() as stack:
     kept: dict[str, Process] = {}
     for side in tqdm.tqdm(sides, f"{runs.task}: first start", unit=" sides"):
-      if runs.config.interleave and side == PEER:  # compiles nothing: not started a second time
+      if runs.config.interleave and side in PEERS:  # starts once: how it compiles is not reported
         kept[side] = stack.enter_context(runs.started(side, found[side]))
       else:
         _turn(runs, side, found[side], passes=0)

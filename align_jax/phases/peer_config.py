@@ -1,7 +1,8 @@
-"""Settings of the benchmark next to TRL, and what both sides read them from."""
+"""Settings of the benchmark next to its peers, and what both sides read them from."""
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 from align_jax import config as config_lib
 from align_jax import models, sharding
@@ -13,7 +14,11 @@ from align_jax.training.optimizer import OptimizerConfig
 
 PHASES = ("sft", "reward", "dpo", "policy")
 REFERENCES = ("cached", "recomputed")
-PEER, OURS, RECOMPUTED = "trl", "align_jax", "align_jax, reference recomputed"
+PEERS = {  # whom we are measured next to, and in which phases
+  "trl": PHASES,
+  "tunix": ("sft", "dpo"),
+}
+OURS, RECOMPUTED = "align_jax", "align_jax, reference recomputed"
 PREPARE = "prepare"  # what a process does before any side is started
 BETA = 0.1  # of DPO, on both sides: TRL's default and ours
 # Of policy updates: the two answers of a record, their advantages, and the clip range.
@@ -40,16 +45,16 @@ class PeerTask:
     if self.data.eval is not None or self.data.buckets is not None:
       raise InputError("config.tasks.data: eval and buckets are not used: leave them None")
 
-  @property
-  def sides(self) -> tuple[str, ...]:
-    """Who is measured, by name; ratios are to the first."""
+  def sides(self, peers: Sequence[str]) -> tuple[str, ...]:
+    """Who is measured, by name, of `peers` those that have the phase; ratios are to the first."""
     names = {"cached": OURS, "recomputed": RECOMPUTED}
-    return (PEER, *([names[r] for r in self.references] or [OURS]))
+    having = [peer for peer in peers if self.phase in PEERS[peer]]
+    return (*having, *([names[r] for r in self.references] or [OURS]))
 
 
 @dataclasses.dataclass(frozen=True)
 class PeerBenchmarkConfig:
-  """Settings of `experiments.benchmark` next to TRL."""
+  """Settings of `experiments.benchmark` next to TRL and Tunix."""
 
   model: ModelSection  # our settings; its dtype is that of both sides
   tasks: dict[str, PeerTask]  # by name
@@ -59,14 +64,17 @@ class PeerBenchmarkConfig:
   # True keeps all sides in memory and runs their passes A B A B; False starts each side anew for each
   # of its turns, alone in memory, so that their peaks can be compared.
   interleave: bool
-  gradient_checkpointing: bool  # of TRL, whose default is True
+  gradient_checkpointing: bool  # of the peers; the default of TRL is True
   matmul: int  # rows and columns of the product that the machine's peak is measured by
+  peers: tuple[str, ...] = tuple(PEERS)  # those that are installed are measured
   shape: str | None = None  # random weights of a named shape, read by model.init's tokenizer
   mesh: sharding.MeshConfig = sharding.MeshConfig()
 
   def __post_init__(self):
     if min(self.batches, self.repeats, self.matmul) < 1 or not self.tasks:
       raise InputError("config.batches, repeats and matmul must be positive, and tasks given")
+    for peer in self.peers:
+      sections.check_one_of("peers", peer, tuple(PEERS))
     if self.model.lora.rank:
       raise InputError("config.model.lora.rank must be 0: all weights are trained on both sides")
     if self.model.dtype not in ("float32", "bfloat16"):

@@ -34,7 +34,7 @@ COMPARED = {
   "dpo": ("loss", "logps/chosen", "logps/rejected"),
   "policy": ("loss",),
 }
-_STEPS = 1_000_000  # of the optimizer's schedule, which is constant
+STEPS = 1_000_000  # of the optimizer's schedule, which is constant
 
 
 def serve(place: Place, task: str, role: str, channel: Channel, devices) -> None:
@@ -63,7 +63,7 @@ class Ours:
     self.reference_pass, self.compiled, self.compile_s = None, {}, {}  # by shape
     self.checked, self.timed = (self._batches(part, params) for part in ("check", "pass"))
     self.frozen = {"ref": params} if self.task.phase == "dpo" and not self.cached else {}
-    self.tx = optimizer.make_optimizer(self.config.optimizer, _STEPS)
+    self.tx = optimizer.make_optimizer(self.config.optimizer, STEPS)
     prepare = peer_policy.prepare() if self.task.phase == "policy" else None
     self.step = step.make_train_step(self._objective(), self.tx, prepare=prepare)
     self.state = state.create_state(

@@ -4,7 +4,7 @@ import statistics
 from typing import Any
 
 from align_jax.phases import benchmark_data
-from align_jax.phases.peer_config import PEER, PeerTask
+from align_jax.phases.peer_config import PEERS, PeerTask
 
 DEFINITIONS = {
   "examples_per_s": "records (a pair is one) of a pass / its seconds; median over passes",
@@ -35,7 +35,7 @@ def summary(
   rows = {}
   for side, of in found.items():
     rows[side] = _row(examples, useful, first, seconds[side], of)
-    rows[side] |= _of_peer(of) if side == PEER else _of_ours(of, seconds[side], peak)
+    rows[side] |= _of_peer(of) if side in PEERS else _of_ours(of, seconds[side], peak)
   base = next(iter(rows.values()))
   for row in rows.values():
     row["memory_ratio"] = row["memory_bytes"] / base["memory_bytes"]
@@ -92,7 +92,7 @@ def _of_ours(of: dict[str, list], seconds: list[float], peak: float) -> dict[str
 
 
 def table(name: str, found: dict[str, Any]) -> str:
-  """One line a side; then what was compared, what compiling took and what TRL's defaults are."""
+  """One line a side; then what was compared, what compiling took and how the peers run."""
   lines = [
     f"{name} ({found['phase']}): {found['examples']} examples a pass, {found['batch_size']} a step; "
     f"matmul peak {found['matmul_peak'] / 1e9:.0f} GFLOP/s",
@@ -115,7 +115,7 @@ def _remarks(found: dict[str, Any]) -> list[str]:
   for side, value in found["check"]["largest_difference"].items():
     lines.append(f"  {side}: loss and scores differ by at most {value:.1e} (relative)")
   for side, row in found["variants"].items():
-    if side == PEER:
+    if side in PEERS:
       told = {k: v for k, v in row["settings"].items() if k != "versions"}
       lines.append(f"  {side} runs with {told}, {row['settings']['versions']}")
       continue

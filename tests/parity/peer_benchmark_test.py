@@ -1,14 +1,10 @@
-"""Both sides of the peer benchmark on a tiny model: they compute the same, before and after an update.
+"""All sides of the peer benchmark on a tiny model: they compute the same, before and after an update.
 
 The sides run in this process, one after the other, over the channel that a parent would speak to.
 """
 
-import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("trl")
-
 import jax
+import pytest
 
 from align_jax import config as config_lib
 from align_jax.phases import (
@@ -17,7 +13,6 @@ from align_jax.phases import (
   peer_ours,
   peer_records,
   peer_summary,
-  peer_trl,
 )
 from align_jax.training import workdir
 from configs import benchmark_peers, common
@@ -64,26 +59,46 @@ def place(tmp_path_factory):
   return found
 
 
-@pytest.mark.parametrize("task", ["dpo_hh", "policy_hh", "reward_hh", "sft"])
-def test_both_sides_compute_the_same(task, place, monkeypatch):
+def serve(peer, place, task, channel, monkeypatch):
+  pytest.importorskip(peer)
+  if peer == "tunix":
+    from align_jax.phases import peer_tunix
+
+    return peer_tunix.serve(place, task, channel, jax.devices()[:1])
+  pytest.importorskip("torch")
+  from align_jax.phases import peer_trl
+
   monkeypatch.setattr(peer_trl, "cores", lambda: 1)  # more threads of so small a model mostly wait
+  peer_trl.serve(place, task, channel)
+
+
+@pytest.mark.parametrize(
+  "peer, task",
+  [
+    ("trl", "dpo_hh"), ("trl", "policy_hh"), ("trl", "reward_hh"), ("trl", "sft"),
+    ("tunix", "dpo_hh"), ("tunix", "sft"),
+  ],
+)  # fmt: skip
+def test_all_sides_compute_the_same(peer, task, place, monkeypatch):
   section = place.config.tasks[task]
-  channels = {side: Asked() for side in section.sides}
+  channels = {side: Asked() for side in section.sides([peer])}
+  assert len(channels) > 1
   for side, channel in channels.items():
-    if side == peer_config.PEER:
-      peer_trl.serve(place, task, channel)
+    if side == peer:
+      serve(peer, place, task, channel, monkeypatch)
     else:
       peer_ours.serve(place, task, side, channel, jax.devices()[:1])
   checks = {side: channel.told[0]["check"] for side, channel in channels.items()}
   agreement = peer_benchmark.compare(task, checks, 1e-3)
-  assert set(checks[peer_config.PEER][0]) == set(peer_ours.COMPARED[section.phase])
+  assert set(checks[peer][0]) == set(peer_ours.COMPARED[section.phase])
   found = {side: channel.found for side, channel in channels.items()}
   useful = workdir.read_json(place.tokens(task))["useful_tokens"]
   made = peer_summary.summary(section, 8, useful, agreement, found)
   rows = made["variants"]
   assert all(len(row["seconds"]) == PASSES for row in rows.values())
   assert all(row["padded_tokens"] >= useful for row in rows.values())
-  assert rows[peer_config.PEER]["settings"]["gradient_checkpointing"] is True
+  told = rows[peer]["settings"]
+  assert told["gradient_checkpointing"] is True if peer == "trl" else told["remat"] == "DECODER"
   assert "examples a pass" in peer_summary.table(task, made)
 
 

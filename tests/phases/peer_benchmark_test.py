@@ -27,11 +27,11 @@ def build(values):
 
 
 def test_ours_is_measured_alone_where_trl_is_missing(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(peer_benchmark, "missing_packages", lambda: ["trl"])
+  monkeypatch.setattr(peer_benchmark, "missing_packages", lambda peer: [peer])
   values = settings()
   values["tasks"]["policy_hh"] = values["tasks"]["reward_hh"] | {"phase": "policy"}
   peer_benchmark.run(build(values), str(tmp_path))
-  assert "not compared with TRL: trl is not installed" in capsys.readouterr().out
+  assert "not compared with trl: trl is not installed" in capsys.readouterr().out
   sets = json.loads((tmp_path / "benchmark.json").read_text())["sets"]
   assert list(sets) == ["reward_hh", "policy_hh"]
   for found in sets.values():
@@ -139,7 +139,7 @@ def summary():
   ours |= {"flops": 30.0, "matmul_flops_per_s": 100.0, "peak": 25}
   peer = {"padded_tokens": 80, "settings": {"versions": {}}}
   agreement = {"largest_difference": {peer_config.OURS: 1e-5}}
-  found = {peer_config.PEER: measured([4.0, 2.0, 3.0], **peer)}
+  found = {"trl": measured([4.0, 2.0, 3.0], **peer)}
   found[peer_config.OURS] = measured([1.0, 1.0, 2.0], **ours)
   return peer_summary.summary(task, 8, 40, agreement, found)
 
@@ -157,7 +157,7 @@ def test_ratios_are_of_neighbours_in_time():
 
 def test_a_chart_has_the_sides_that_each_set_has():
   made = summary()
-  alone = {"variants": {peer_config.PEER: made["variants"][peer_config.PEER]}}
+  alone = {"variants": {"trl": made["variants"]["trl"]}}
   drawn = benchmark_plots.peer_figure({"alone": alone, "both": made})
   assert [len(axes.containers) for axes in drawn.axes] == [4, 2]  # bars and ranges; bars
   assert [t.get_text() for t in drawn.axes[0].get_xticklabels()] == ["alone", "both"]
