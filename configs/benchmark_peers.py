@@ -55,6 +55,7 @@ def get_config(machine: str = "cpu") -> config_dict.ConfigDict:
     config.shape = "llama3.2-1b"
     config.model.update(dtype="bfloat16", remat="full")
     config.update(batches=8, repeats=5, interleave=False, matmul=8192)
+    config.peers = ("trl",)  # Tunix's Llama does not scale its rotations
   return config
 
 

@@ -16,7 +16,7 @@ def main():
   from align_jax.phases import benchmark, online_benchmark, sampling_benchmark, scaling_benchmark
 
   values = app.values(CONFIG)
-  if "tasks" in values:  # next to TRL, each side in a process of its own
+  if "tasks" in values:  # next to its peers, each side in a process of its own
     return measure_peers()
   if "sets" in values:  # requests to a sampler
     phase, settings = sampling_benchmark, sampling_benchmark.SamplingBenchmarkConfig

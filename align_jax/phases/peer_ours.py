@@ -27,7 +27,7 @@ from align_jax.training import (
   workdir,
 )
 
-# What is compared with TRL, by phase.
+# What is compared with the peers, by phase.
 COMPARED = {
   "sft": ("loss",),
   "reward": ("loss", "rewards/chosen", "rewards/rejected"),
