@@ -3,8 +3,7 @@
 Before any timing all sides make two updates on the same examples, and what they find must agree. Then
 their passes over the same records alternate, A B A B, so that a noisy machine is noisy for all alike.
 A peer runs in its own loop, with the settings that are its defaults; ours as the product runs: full rows,
-shared prompts, batches of its own grouping. This process knows neither torch nor a
-device.
+shared prompts, batches of its own grouping. This process knows neither torch nor a device.
 """
 
 import contextlib

@@ -20,6 +20,7 @@ PEERS = {  # whom we are measured next to, and in which phases
 }
 OURS, RECOMPUTED = "align_jax", "align_jax, reference recomputed"
 PREPARE = "prepare"  # what a process does before any side is started
+CHECKS = 2  # updates of every side on the same examples, before any pass
 BETA = 0.1  # of DPO, on both sides: TRL's default and ours
 # Of policy updates: the two answers of a record, their advantages, and the clip range.
 ANSWERS, ADVANTAGES, CLIP = ("chosen_ids", "rejected_ids"), (1.0, -0.5), 0.2

@@ -13,7 +13,7 @@ import numpy as np
 
 from align_jax import data, models, sharding
 from align_jax.phases import peer_flops, peer_policy, reference, workspace
-from align_jax.phases.peer_config import BETA, OURS, Place
+from align_jax.phases.peer_config import BETA, CHECKS, OURS, Place
 from align_jax.phases.peer_process import Channel, peak_bytes
 from align_jax.training import (
   metrics,
@@ -73,7 +73,7 @@ class Ours:
   def ready(self) -> dict[str, Any]:
     """Two updates on the same examples, with what is compared of each, and what is not timed."""
     checks = []
-    for _ in range(2):
+    for _ in range(CHECKS):
       (batch,) = self.checked()
       found = self._update(batch)
       checks.append({name: found[name] for name in COMPARED[self.task.phase]})

@@ -17,7 +17,6 @@ from align_jax.training import workdir
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
 _IDS = ("input_ids", "prompt_ids", "completion_ids")  # what a batch's tokens are called
-_CHECKS = 2  # updates on the same examples, before any pass
 # Of TRL's settings, those that decide how fast a step is.
 _TOLD = (
   "gradient_checkpointing", "bf16", "optim", "max_length", "packing", "padding_free", "pad_to_multiple_of",
@@ -58,7 +57,7 @@ def _trainer(place: Place, name: str, tokens: dict[str, Any]):
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokens["pad_id"])
   trainer, settings = _classes(task.phase)
   seen, rewards = Seen(), {}
-  rows = tokens["check"] * _CHECKS + tokens["pass"] * (config.repeats + 1)
+  rows = tokens["check"] * peer_config.CHECKS + tokens["pass"] * (config.repeats + 1)
   watched = _watched(trainer, seen)
   if task.phase == "policy":
     rows, rewards = peer_trl_policy.numbered(rows), {"reward_funcs": peer_trl_policy.unused}
@@ -103,7 +102,7 @@ def _arguments(place: Place, name: str) -> dict[str, Any]:
   on_cpu, rule = not torch.cuda.is_available(), config.optimizer
   return dict(
     output_dir=str(place.folder / "trl"),
-    max_steps=_CHECKS + config.batches * (config.repeats + 1),
+    max_steps=peer_config.CHECKS + config.batches * (config.repeats + 1),
     per_device_train_batch_size=task.data.batch_size,
     learning_rate=rule.learning_rate,
     lr_scheduler_type="constant",
@@ -156,12 +155,12 @@ def _turns(trainer, seen: Seen, channel: Channel, batches: int):
 
   class Turns(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-      if state.global_step <= _CHECKS:
+      if state.global_step <= peer_config.CHECKS:
         checks.append(_compared(trainer, seen))
-        if state.global_step < _CHECKS:
+        if state.global_step < peer_config.CHECKS:
           return
         channel.send({"check": checks, "settings": _settings(trainer)} | _memory())
-      elif (state.global_step - _CHECKS) % batches == 0:
+      elif (state.global_step - peer_config.CHECKS) % batches == 0:
         _wait()
         seconds = time.perf_counter() - started[0]
         channel.send({"seconds": seconds, "padded_tokens": sum(seen.places[-batches:])} | _memory())

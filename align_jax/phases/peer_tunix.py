@@ -28,7 +28,6 @@ from align_jax.phases.peer_process import Channel
 from align_jax.training import optimizer, workdir
 
 _ROPE = llama.apply_rope
-_CHECKS = 2  # updates on the same examples, before any pass
 # What Tunix calls the numbers that are compared.
 _NAMES = {
   "loss": "loss",
@@ -102,12 +101,12 @@ def _causal(batch) -> dict[str, Any]:
 def _turns(trainer, phase: str, parts, channel: Channel, place: Place, devices) -> Iterator:
   """The batches of the checked updates, and then those of every pass that the parent asks for."""
   (check,) = parts["check"]
-  yield from [check] * (_CHECKS + 1)  # it writes a step's metrics behind the next
+  yield from [check] * (peer_config.CHECKS + 1)  # it writes a step's metrics behind the next
   history = {
     name: trainer.metrics_logger.get_metric_history("", _NAMES[name], "train")
     for name in peer_ours.COMPARED[phase]
   }
-  checks = [{name: float(x[i]) for name, x in history.items()} for i in range(_CHECKS)]
+  checks = [{name: float(x[i]) for name, x in history.items()} for i in range(peer_config.CHECKS)]
   versions = {"google-tunix": importlib.metadata.version("google-tunix"), "jax": jax.__version__}
   settings = {"remat": _remat(place), "versions": versions}
   jax.block_until_ready(nnx.state(trainer.model))
