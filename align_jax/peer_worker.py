@@ -18,6 +18,11 @@ def main(role: str, task: str, folder: str) -> None:
 
     peer_trl.serve(place, task, channel)
     return
+  if role == "transformers":
+    from align_jax.phases import peer_transformers
+
+    peer_transformers.serve(place, task, channel)
+    return
   # Other packages import torch where it is installed; ours runs as if it were not.
   sys.modules["torch"] = None
   app.prepare()

@@ -1,4 +1,4 @@
-"""SFT, reward, DPO and policy steps next to TRL's and Tunix's: the same weights, examples, optimizer.
+"""Steps of SFT, rewards, DPO and policies next to TRL's and Tunix's, and sampling next to transformers'.
 
   python -m experiments.benchmark --config=configs/benchmark_peers.py --workdir=runs/benchmark_peers
   python -m experiments.benchmark --config=configs/benchmark_peers.py:gpu --workdir=runs/benchmark_peers
@@ -24,7 +24,9 @@ _FILES = {  # task: (phase, folder, columns)
   "reward_alpaca": ("reward", "alpaca_eval_prefs", "prompt=instruction"),
   "sft": ("sft", "instructions", "completion=response"),
   "policy_hh": ("policy", "hh_rlhf_harmless", None),
+  "sample": ("sample", "instructions", "completion=response"),
 }
+_WAYS = {"dpo": ("cached", "recomputed"), "sample": ("batches", "continuous")}
 
 
 def get_config(machine: str = "cpu") -> config_dict.ConfigDict:
@@ -47,7 +49,7 @@ def get_config(machine: str = "cpu") -> config_dict.ConfigDict:
   config.batches = 4  # of 8 examples: a pass
   config.repeats = 3  # passes of each side
   config.interleave = True  # all sides in memory at once; a peak is a process's own
-  config.peers = ("trl", "tunix")  # those of them that are installed
+  config.peers = ("trl", "tunix", "transformers")  # those of them that are installed
   config.gradient_checkpointing = True  # of the peers: TRL's default
   config.matmul = 2048
   config.mesh = common.mesh()
@@ -55,7 +57,7 @@ def get_config(machine: str = "cpu") -> config_dict.ConfigDict:
     config.shape = "llama3.2-1b"
     config.model.update(dtype="bfloat16", remat="full")
     config.update(batches=8, repeats=5, interleave=False, matmul=8192)
-    config.peers = ("trl",)  # Tunix's Llama does not scale its rotations
+    config.peers = ("trl", "transformers")  # Tunix's Llama does not scale its rotations
   return config
 
 
@@ -66,5 +68,5 @@ def task(phase: str, folder: str, columns: str | None) -> config_dict.ConfigDict
   config.data = common.data(file, None, length=1024, batch_size=8)
   if columns:
     config.data.columns = columns
-  config.references = ("cached", "recomputed") if phase == "dpo" else ()  # ours
+  config.ways = _WAYS.get(phase, ())  # of ours
   return config

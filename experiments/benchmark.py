@@ -1,7 +1,6 @@
 """Speed of training and sampling, as ratios of one run; or what a PPO step spends its time on.
 
 python -m experiments.benchmark --config=configs/benchmark.py --workdir=runs/benchmark
-python -m experiments.benchmark --config=configs/benchmark_sampling.py --workdir=runs/sampling
 python -m experiments.benchmark --config=configs/benchmark_online.py --workdir=runs/benchmark_online
 python -m experiments.benchmark --config=configs/benchmark_peers.py --workdir=runs/benchmark_peers
 python -m experiments.benchmark --config=configs/benchmark_scaling.py --workdir=runs/benchmark_scaling
@@ -13,14 +12,12 @@ CONFIG, WORKDIR = app.define("configs/benchmark.py")
 
 
 def main():
-  from align_jax.phases import benchmark, online_benchmark, sampling_benchmark, scaling_benchmark
+  from align_jax.phases import benchmark, online_benchmark, scaling_benchmark
 
   values = app.values(CONFIG)
   if "tasks" in values:  # next to its peers, each side in a process of its own
     return measure_peers()
-  if "sets" in values:  # requests to a sampler
-    phase, settings = sampling_benchmark, sampling_benchmark.SamplingBenchmarkConfig
-  elif "axes" in values:
+  if "axes" in values:
     phase, settings = scaling_benchmark, scaling_benchmark.ScalingConfig
   elif "online" in values:
     phase, settings = online_benchmark, online_benchmark.OnlineBenchmarkConfig

@@ -29,26 +29,6 @@ def figure(results: Mapping[str, Any]) -> Figure:
 
 
 @plots.styled
-def sampling_figure(comparisons: Mapping[str, Mapping[str, Any]]) -> Figure:
-  """One panel a comparison, {title: {set: what was measured of it}}; tokens/s relative to the first."""
-  drawn = Figure(figsize=(4.8 * len(comparisons), 3.6), layout="constrained")
-  for axes, (title, sets) in zip(
-    drawn.subplots(1, len(comparisons), squeeze=False)[0], comparisons.items()
-  ):
-    _bars(axes, sets, "speedup")
-    axes.set(title=title, ylabel="tokens per second (×)")
-    axes.axhline(1.0, color=plots.MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.grid(axis="x", visible=False)
-    axes.margins(y=0.25)
-    axes.legend(loc="upper left", ncols=2)
-  return drawn
-
-
-def sampling_png(comparisons: Mapping[str, Mapping[str, Any]]) -> bytes:
-  return plots.to_png(sampling_figure(comparisons))
-
-
-@plots.styled
 def peer_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
   """Speed and peak memory of every side, {set: what was measured of it}; relative to the first side."""
   drawn = Figure(figsize=(10.8, 3.8), layout="constrained")

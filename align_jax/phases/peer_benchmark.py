@@ -1,9 +1,10 @@
-"""A training step next to TRL's and Tunix's: the same weights, examples and optimizer, a process each.
+"""Training next to TRL's and Tunix's, sampling next to transformers': a process each, the same weights.
 
-Before any timing all sides make two updates on the same examples, and what they find must agree. Then
-their passes over the same records alternate, A B A B, so that a noisy machine is noisy for all alike.
-A peer runs in its own loop, with the settings that are its defaults; ours as the product runs: full rows,
-shared prompts, batches of its own grouping. This process knows neither torch nor a device.
+Before any timing all sides make two updates on the same examples, or sample greedily to the same prompts,
+and what they find must agree. Then their passes over the same records alternate, A B A B, so that a noisy
+machine is noisy for all alike. A peer runs in its own loop, with the settings that are its defaults; ours
+as the product runs: full rows, shared prompts, batches of its own grouping. This process knows neither
+torch nor a device.
 """
 
 import contextlib
@@ -23,7 +24,11 @@ from align_jax.phases.peer_config import PEERS, PREPARE, PeerBenchmarkConfig
 from align_jax.phases.peer_process import Process, cores
 from align_jax.training import workdir
 
-_PACKAGES = {"trl": ("torch", "transformers", "trl"), "tunix": ("tunix",)}
+_PACKAGES = {
+  "trl": ("torch", "transformers", "trl"),
+  "tunix": ("tunix",),
+  "transformers": ("torch", "transformers"),
+}
 # Relative, between both sides' losses and log-probs or rewards, by the type of computation.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}
 
@@ -129,11 +134,11 @@ def _turn(runs: _Runs, side: str, found: dict[str, list], passes: int) -> None:
 def compare(
   task: str, checks: dict[str, list[dict[str, float]]], tolerance: float
 ) -> dict[str, Any]:
-  """Relative differences from the first side of what each found before updates 1 and 2.
+  """Relative differences from the first side of what each found before updates 1 and 2, or in samples.
 
     |ours - theirs| / max(|ours|, |theirs|, 0.1)
 
-  FloatingPointError where one is above `tolerance`, or where the update did not move the loss by more
+  FloatingPointError where one is above `tolerance`, or where an update did not move the loss by more
   than both sides differ, as then their second values prove nothing.
   """
   (first, theirs), *others = checks.items()
@@ -150,6 +155,8 @@ def compare(
             f"{task}: {name} at step {at} is {ours[at][name]:.6g} by {side} and {theirs[at][name]:.6g} by "
             f"{first}: they differ by {value:.1e}, and at most {tolerance} is allowed"
           )
+    if len(theirs) < 2:  # nothing was updated
+      continue
     moved = _apart(theirs[1]["loss"], theirs[0]["loss"])
     if moved <= apart[1]["loss"]:
       raise FloatingPointError(

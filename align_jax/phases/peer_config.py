@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from align_jax import config as config_lib
 from align_jax import models, sharding
 from align_jax.errors import InputError
@@ -12,15 +14,22 @@ from align_jax.phases.sections import DataSection, ModelSection
 from align_jax.training import workdir
 from align_jax.training.optimizer import OptimizerConfig
 
-PHASES = ("sft", "reward", "dpo", "policy")
-REFERENCES = ("cached", "recomputed")
+SAMPLE = "sample"
 PEERS = {  # whom we are measured next to, and in which phases
-  "trl": PHASES,
+  "trl": ("sft", "reward", "dpo", "policy"),
   "tunix": ("sft", "dpo"),
+  "transformers": (SAMPLE,),
 }
-OURS, RECOMPUTED = "align_jax", "align_jax, reference recomputed"
+PHASES = tuple(dict.fromkeys(phase for phases in PEERS.values() for phase in phases))
+OURS = "align_jax"
+RECOMPUTED, CONTINUOUS = "align_jax, reference recomputed", "align_jax, continuous batching"
+WAYS = {  # of ours, where a phase has several: their sides by name
+  "dpo": {"cached": OURS, "recomputed": RECOMPUTED},
+  SAMPLE: {"batches": OURS, "continuous": CONTINUOUS},
+}
 PREPARE = "prepare"  # what a process does before any side is started
 CHECKS = 2  # updates of every side on the same examples, before any pass
+GREEDY = 16  # tokens of every response that is compared before any pass of sampling
 BETA = 0.1  # of DPO, on both sides: TRL's default and ours
 # Of policy updates: the two answers of a record, their advantages, and the clip range.
 ANSWERS, ADVANTAGES, CLIP = ("chosen_ids", "rejected_ids"), (1.0, -0.5), 0.2
@@ -28,19 +37,25 @@ ANSWERS, ADVANTAGES, CLIP = ("chosen_ids", "rejected_ids"), (1.0, -0.5), 0.2
 
 @dataclasses.dataclass(frozen=True)
 class PeerTask:
-  """One kind of training on one file."""
+  """One kind of training, or sampling, on one file."""
 
-  phase: str  # sft, reward, dpo or policy: PPO's clipped loss of responses that are there already
-  # batch_size: examples a step; of sft, about as many in packed rows; of policy, two responses each.
+  # sft, reward, dpo; policy: PPO's clipped loss of responses that are there already; or sample: to the
+  # prompts of demonstrations, responses as long as theirs.
+  phase: str
+  # batch_size: examples a step; of sft, about as many in packed rows; of policy, two responses each; of
+  # sample, responses in flight.
   data: DataSection
-  references: tuple[str, ...] = ()  # dpo: ours with the reference cached, recomputed, or both
+  # dpo: ours with the reference cached, recomputed, or both; sample: ours in batches, continuous, or both.
+  ways: tuple[str, ...] = ()
 
   def __post_init__(self):
     sections.check_one_of("tasks.phase", self.phase, PHASES)
-    for name in self.references:
-      sections.check_one_of("tasks.references", name, REFERENCES)
-    if (self.phase == "dpo") != bool(self.references):
-      raise InputError("config.tasks.references is for phase 'dpo', which needs one at least")
+    if (self.phase in WAYS) != bool(self.ways):
+      raise InputError(
+        f"config.tasks.ways is for phases {', '.join(WAYS)}, which need one at least"
+      )
+    for name in self.ways:
+      sections.check_one_of("tasks.ways", name, tuple(WAYS[self.phase]))
     if self.data.batch_size < 2 or self.data.length < 2:
       raise InputError("config.tasks.data: batch_size and length must be at least 2")
     if self.data.eval is not None or self.data.buckets is not None:
@@ -48,14 +63,13 @@ class PeerTask:
 
   def sides(self, peers: Sequence[str]) -> tuple[str, ...]:
     """Who is measured, by name, of `peers` those that have the phase; ratios are to the first."""
-    names = {"cached": OURS, "recomputed": RECOMPUTED}
     having = [peer for peer in peers if self.phase in PEERS[peer]]
-    return (*having, *([names[r] for r in self.references] or [OURS]))
+    return (*having, *([WAYS[self.phase][way] for way in self.ways] or [OURS]))
 
 
 @dataclasses.dataclass(frozen=True)
 class PeerBenchmarkConfig:
-  """Settings of `experiments.benchmark` next to TRL and Tunix."""
+  """Settings of `experiments.benchmark` next to TRL, Tunix and transformers."""
 
   model: ModelSection  # our settings; its dtype is that of both sides
   tasks: dict[str, PeerTask]  # by name
@@ -118,3 +132,8 @@ class Place:
   def tokens(self, task: str) -> pathlib.Path:
     """{"check", "pass": the same as the peer takes them, "pad_id", and what they count}."""
     return self.folder / "records" / f"{task}.json"
+
+
+def compared(logprobs: np.ndarray) -> dict[str, float]:
+  """What sides that sample are compared by: each greedy response's mean negative log-prob; [B, N]."""
+  return {f"nll of response {i}": float(-row.mean()) for i, row in enumerate(logprobs)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,14 @@ def model_flops(model, phase: str, batches, *, recomputed: bool) -> float:
   tokens, attended, scored = (sum(x) for x in zip(*map(_counts, batches)))
   scored = 0 if phase == "reward" else scored
   return (4 if recomputed else 3) * (a * tokens + b * attended + c * scored)
+
+
+def sampling_flops(model, requests: list[dict[str, Any]]) -> float:
+  """FLOPs of the same kind for sampling {"prompt_ids", "new_tokens"}; the last token drawn is not read."""
+  a, b, c = _rates(model)
+  new = np.array([r["new_tokens"] for r in requests])
+  read = np.array([len(r["prompt_ids"]) for r in requests]) + new - 1
+  return float(a * read.sum() + b * (read * (read + 1) // 2).sum() + c * new.sum())
 
 
 def _rates(model) -> tuple[float, float, float]:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from align_jax import data, models, sharding
-from align_jax.phases import peer_flops, peer_policy, reference, workspace
-from align_jax.phases.peer_config import BETA, CHECKS, OURS, Place
-from align_jax.phases.peer_process import Channel, peak_bytes
+from align_jax.phases import peer_flops, peer_policy, peer_sampling, reference, workspace
+from align_jax.phases.peer_config import BETA, CHECKS, CONTINUOUS, OURS, SAMPLE, Place
+from align_jax.phases.peer_process import Channel, memory
 from align_jax.training import (
   metrics,
   objectives,
@@ -38,14 +38,17 @@ STEPS = 1_000_000  # of the optimizer's schedule, which is constant
 
 
 def serve(place: Place, task: str, role: str, channel: Channel, devices) -> None:
-  """Answers the parent until it says stop: first two checked updates, then passes."""
-  ours = Ours(place, task, cached=role == OURS, devices=devices)
+  """Answers the parent until it says stop: first what is compared, then passes."""
+  if place.config.tasks[task].phase == SAMPLE:
+    ours = peer_sampling.Sampling(place, task, continuous=role == CONTINUOUS, devices=devices)
+  else:
+    ours = Training(place, task, cached=role == OURS, devices=devices)
   channel.send(ours.ready())
   while channel.goes_on():
     channel.send(ours.timed_pass())
 
 
-class Ours:
+class Training:
   """Model, state and compiled steps of one task."""
 
   def __init__(self, place: Place, name: str, *, cached: bool, devices):
@@ -212,9 +215,3 @@ class Ours:
 
   def _matmul(self) -> float:
     return peer_flops.matmul_rate(self.config.matmul, self.config.model.dtype)
-
-
-def memory(devices) -> dict[str, int | None]:
-  """Peaks of this process so far: resident on the host, and on the device where it counts them."""
-  found = devices[0].memory_stats() or {}
-  return {"peak_bytes": peak_bytes(), "peak_device_bytes": found.get("peak_bytes_in_use")}

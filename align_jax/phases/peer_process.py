@@ -101,6 +101,12 @@ def peak_bytes() -> int:
   return peak if sys.platform == "darwin" else peak * 1024
 
 
+def memory(devices) -> dict[str, int | None]:
+  """Peaks of this process so far: resident on the host, and on the device where it counts them."""
+  found = devices[0].memory_stats() or {}
+  return {"peak_bytes": peak_bytes(), "peak_device_bytes": found.get("peak_bytes_in_use")}
+
+
 def cores() -> int:
   """How many cores this process may use."""
   if hasattr(os, "sched_getaffinity"):

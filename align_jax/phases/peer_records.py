@@ -8,7 +8,7 @@ import numpy as np
 
 from align_jax import data, models, sharding
 from align_jax.phases import benchmark_data, workspace
-from align_jax.phases.peer_config import PeerBenchmarkConfig, PeerTask, Place
+from align_jax.phases.peer_config import SAMPLE, PeerBenchmarkConfig, PeerTask, Place
 from align_jax.training import workdir
 
 
@@ -41,10 +41,11 @@ def _start(config: PeerBenchmarkConfig, mesh) -> workspace.Loaded:
 
 def _write(place: Place, name: str, task: PeerTask, count: int, tokenizer) -> None:
   """The records of a pass; of the check, as many as a step takes, evenly over the pass."""
-  if task.phase == "sft":
+  if task.phase in ("sft", SAMPLE):
     records = benchmark_data.demonstrations(task.data, tokenizer, count)
-    sequences = [_demonstration(r, tokenizer, task.data.length) for r in records]
-    costs = np.array([len(s["input_ids"]) for s in sequences])
+    make = request if task.phase == SAMPLE else _demonstration
+    sequences = [make(r, tokenizer, task.data.length) for r in records]
+    costs = np.array([s.get("new_tokens") or len(s["input_ids"]) for s in sequences])
   else:
     pairs = benchmark_data.pairs(task.data, tokenizer, count)
     records = [benchmark_data.plainly(pairs.source.records[i]) for i in pairs.kept]
@@ -73,6 +74,14 @@ def _demonstration(record, tokenizer, length: int) -> dict[str, list[int]]:
   encoded = data.encode_demonstration(record, tokenizer, length)
   labels = np.where(encoded.response_mask, encoded.tokens, -100)
   return {"input_ids": encoded.tokens.tolist(), "labels": labels.tolist()}
+
+
+def request(record: data.Demonstration, tokenizer, length: int) -> dict[str, Any]:
+  """What stands before the record's last response, and how many tokens that has: to be sampled."""
+  encoded = data.encode_demonstration(record, tokenizer, length)
+  end = int(np.flatnonzero(encoded.response_mask)[-1]) + 1
+  start = int(np.flatnonzero(~encoded.response_mask[:end])[-1]) + 1
+  return {"prompt_ids": encoded.tokens[:start].tolist(), "new_tokens": end - start}
 
 
 def _pair(pairs: data.Pairs, number: int, phase: str) -> dict[str, list[int]]:

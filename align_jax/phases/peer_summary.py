@@ -10,12 +10,14 @@ DEFINITIONS = {
   "examples_per_s": "records (a pair is one) of a pass / its seconds; median over passes",
   "speedup": "seconds of the first side / seconds of this side, of passes that are neighbours in time",
   "useful_tokens": "tokens of a pass's records, no padding, the prompt of a pair once (of policy updates"
-  " for each response): alike for all sides",
-  "padded_tokens": "token places that go through the trunk in a pass, one forward pass, padding included",
+  " for each response; of sampling, those of the responses): alike for all sides",
+  "padded_tokens": "token places that go through the trunk in a pass, one forward pass, padding included;"
+  " not counted of sampling",
   "peak_bytes": "the most memory resident in any process of the side: VmHWM of Linux; first start, which"
   " compiles, included",
-  "mfu": "3 (4 with the reference recomputed) times the FLOPs of a forward pass over the useful tokens,"
-  " allowed attention scores and scored tokens / seconds / matmul peak; none for padding or recomputation",
+  "mfu": "3 (4 with the reference recomputed, 1 of sampling) times the FLOPs of a forward pass over the"
+  " useful tokens, allowed attention scores and scored tokens / seconds / matmul peak; none for padding or"
+  " recomputation",
   "matmul_peak": "the best product of two square matrices, measured in the same processes",
   "compile_first_s": "tracing and compiling the steps of a pass with an empty compilation cache",
   "compile_again_s": "the same in a new process with the cache of the first",
@@ -72,7 +74,7 @@ def _row(examples: int, useful: int, first: list[float], own: list[float], of) -
 
 
 def _of_peer(of: dict[str, list]) -> dict[str, Any]:
-  return {"padded_tokens": of["passes"][0]["padded_tokens"]}
+  return {"padded_tokens": of["passes"][0].get("padded_tokens")}
 
 
 def _of_ours(of: dict[str, list], seconds: list[float], peak: float) -> dict[str, Any]:
@@ -80,9 +82,7 @@ def _of_ours(of: dict[str, list], seconds: list[float], peak: float) -> dict[str
   rate = statistics.median(seconds) * peak
   cached = start["reference_pass"]
   return {
-    "padded_tokens": start["padded_tokens"],
-    "steps": start["steps"],
-    "shapes": start["shapes"],
+    **{name: start.get(name) for name in ("padded_tokens", "steps", "shapes")},
     "mfu": start["flops"] / rate,
     "flops": start["flops"],
     "compile_first_s": start["compile_s"],
@@ -101,10 +101,11 @@ def table(name: str, found: dict[str, Any]) -> str:
   ]
   for side, row in found["variants"].items():
     low, high = row["speedup_range"]
+    padded = row["padded_tokens"] or "-"
     share = f" {100 * row['mfu']:4.0f}%" if "mfu" in row else "     -"
     lines.append(
       f"{side:32} {row['examples_per_s']:10.3f} {row['speedup']:7.2f} [{low:.2f}, {high:.2f}] "
-      f"{row['useful_tokens_per_s']:12.1f} {row['padded_tokens']:8} {row['memory_bytes'] / 1e9:6.2f} "
+      f"{row['useful_tokens_per_s']:12.1f} {padded:>8} {row['memory_bytes'] / 1e9:6.2f} "
       f"{row['memory_ratio']:6.2f}{share}"
     )
   return "\n".join(lines + _remarks(found))
@@ -113,15 +114,16 @@ def table(name: str, found: dict[str, Any]) -> str:
 def _remarks(found: dict[str, Any]) -> list[str]:
   lines = []
   for side, value in found["check"]["largest_difference"].items():
-    lines.append(f"  {side}: loss and scores differ by at most {value:.1e} (relative)")
+    lines.append(f"  {side}: what was compared differs by at most {value:.1e} (relative)")
   for side, row in found["variants"].items():
     if side in PEERS:
       told = {k: v for k, v in row["settings"].items() if k != "versions"}
       lines.append(f"  {side} runs with {told}, {row['settings']['versions']}")
       continue
+    shapes = f"shapes {', '.join(row['shapes'])}; " if row["shapes"] else ""
     lines.append(
       f"  {side}: compiled in {row['compile_first_s']:.1f} s, from the cache in "
-      f"{row['compile_again_s']:.1f} s; shapes {', '.join(row['shapes'])}; {row['settings']}"
+      f"{row['compile_again_s']:.1f} s; {shapes}{row['settings']}"
     )
     if row["reference_pass"]:
       cost = row["reference_pass"]["s_per_pair"]

@@ -159,11 +159,11 @@ def _turns(trainer, seen: Seen, channel: Channel, batches: int):
         checks.append(_compared(trainer, seen))
         if state.global_step < peer_config.CHECKS:
           return
-        channel.send({"check": checks, "settings": _settings(trainer)} | _memory())
+        channel.send({"check": checks, "settings": _settings(trainer)} | memory())
       elif (state.global_step - peer_config.CHECKS) % batches == 0:
-        _wait()
+        wait()
         seconds = time.perf_counter() - started[0]
-        channel.send({"seconds": seconds, "padded_tokens": sum(seen.places[-batches:])} | _memory())
+        channel.send({"seconds": seconds, "padded_tokens": sum(seen.places[-batches:])} | memory())
       else:
         return
       if not channel.goes_on():
@@ -198,14 +198,16 @@ def _settings(trainer) -> dict[str, Any]:
   return found | {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
-def _wait() -> None:
+def wait() -> None:
+  """Until the device has done what it was told."""
   import torch
 
   if torch.cuda.is_available():
     torch.cuda.synchronize()
 
 
-def _memory() -> dict[str, int | None]:
+def memory() -> dict[str, int | None]:
+  """Peaks of this process so far: resident on the host, and on a GPU."""
   import torch
 
   device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

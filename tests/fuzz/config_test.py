@@ -25,7 +25,6 @@ from align_jax.phases import (
   reward,
   reward_benchmark,
   rounds,
-  sampling_benchmark,
   sft,
   sweep_plan,
 )  # fmt: skip
@@ -52,7 +51,6 @@ CLASSES = {
   "sft": sft.SftConfig,
   "sweep": sweep_plan.SweepConfig,
   "benchmark": benchmark.BenchmarkConfig,
-  "benchmark_sampling": sampling_benchmark.SamplingBenchmarkConfig,
 }
 
 

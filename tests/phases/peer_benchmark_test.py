@@ -9,7 +9,14 @@ from align_jax import config as config_lib
 from align_jax import data, models, worlds
 from align_jax.errors import InputError
 from align_jax.evals import benchmark_plots
-from align_jax.phases import peer_benchmark, peer_config, peer_flops, peer_process, peer_summary
+from align_jax.phases import (
+  peer_benchmark,
+  peer_config,
+  peer_flops,
+  peer_process,
+  peer_records,
+  peer_summary,
+)
 from configs import benchmark_peers, common
 
 
@@ -122,6 +129,34 @@ class TestFlops:
     found = peer_flops.model_flops(model, phase, batches, recomputed=recomputed)
     assert found == pytest.approx(times * expected)
 
+  def test_requests(self, model):
+    """Of prompts of 3 and 2 tokens and responses of 4 and 1; what is drawn last is not read."""
+    requests = [{"prompt_ids": [5] * p, "new_tokens": n} for p, n in ((3, 4), (2, 1))]
+    expected = self.forward(6 + 2, 6 * 7 / 2 + 2 * 3 / 2, 4 + 1)
+    assert peer_flops.sampling_flops(model, requests) == pytest.approx(expected)
+
+
+class TestRequests:
+  """What is to be sampled: the last response of a record, behind all that stands before it."""
+
+  TOKENIZER = worlds.Microworld(seed=0).tokenizer()
+
+  def record(self, *turns):
+    roles = ("user", "assistant") * len(turns)
+    messages = tuple({"role": r, "content": c} for r, c in zip(roles, turns))
+    return data.Demonstration(messages, source="file.jsonl:7")
+
+  def test_the_last_response_is_asked_for(self):
+    turns = "say red", "red", "say blue blue", "blue blue"
+    encoded = data.encode_demonstration(self.record(*turns), self.TOKENIZER, 64)
+    found = peer_records.request(self.record(*turns), self.TOKENIZER, 64)
+    alone = data.encode_demonstration(self.record(*turns[2:]), self.TOKENIZER, 64)
+    assert found["new_tokens"] == alone.response_mask.sum()
+    end = len(found["prompt_ids"]) + found["new_tokens"]
+    assert encoded.response_mask[len(found["prompt_ids"]) : end].all()
+    assert found["prompt_ids"] == encoded.tokens[: len(found["prompt_ids"])].tolist()
+    assert not encoded.response_mask[end:].any()
+
 
 def test_a_peak_is_measured():
   assert peer_flops.matmul_rate(32, "float32", repeats=2) > 0
@@ -186,9 +221,13 @@ def test_an_optimizer_that_only_one_side_has_is_refused():
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"phase": "ppo"}, "config.tasks.phase must be one of sft, reward, dpo, policy"),
-    ({"phase": "dpo"}, "config.tasks.references is for phase 'dpo', which needs one"),
-    ({"references": ("cached",)}, "config.tasks.references is for phase 'dpo'"),
+    ({"phase": "ppo"}, "config.tasks.phase must be one of sft, reward, dpo, policy, sample"),
+    ({"phase": "dpo"}, "config.tasks.ways is for phases dpo, sample, which need one"),
+    ({"ways": ("cached",)}, "config.tasks.ways is for phases dpo, sample"),
+    (
+      {"phase": "sample", "ways": ("cached",)},
+      "config.tasks.ways must be one of batches, continuous",
+    ),
   ],
 )
 def test_tasks_that_make_no_sense_are_refused(changes, message):
