@@ -120,5 +120,19 @@ def attention_probs(
 
 def attend(probs: jax.Array, v: jax.Array, *, heads_first: bool = False) -> jax.Array:
   """Values averaged by `probs` [B, K, G, T, S]; v [B, S, K, H] -> [B, T, K, G, H]."""
-  equation = "bkgts,bksh->btkgh" if heads_first else "bkgts,bskh->btkgh"
-  return jnp.einsum(equation, probs.astype(v.dtype), v)
+  probs = probs.astype(v.dtype)
+  if not heads_first:
+    return jnp.einsum("bkgts,bskh->btkgh", probs, v)
+  if probs.shape[3] > 1:
+    return jnp.einsum("bkgts,bksh->btkgh", probs, v)
+  return _attend_one(probs[:, :, :, 0], v)[:, None]
+
+
+def _attend_one(probs: jax.Array, v: jax.Array) -> jax.Array:
+  """`attend` of one query a row, probs [B, K, G, S] and v [B, K, S, H] -> [B, K, G, H].
+
+  With at least eight rows, as XLA's products on CPU are four times faster.
+  """
+  group = probs.shape[2]
+  probs = jnp.pad(probs, [(0, 0), (0, 0), (0, max(8 - group, 0)), (0, 0)])
+  return jnp.einsum("bkgs,bksh->bkgh", probs, v)[:, :, :group]

@@ -6,6 +6,7 @@ row that has ended stays, does no harm, and is overwritten when another takes it
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,10 @@ import jax.numpy as jnp
 from align_jax import models, sharding
 from align_jax.models import embedding
 from align_jax.sampling.distribution import Decoding, draw
+
+# By platform. XLA's CPU scheduler cuts all weights of a layer out of their stack before the first is
+# used, and then reads them from memory again; in the order of a plain program they are in the cache.
+_DECODING = {"cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}}
 
 
 @jax.tree_util.register_dataclass
@@ -164,7 +169,6 @@ def admit(
   return Flight(_split(rows, mesh, axis=0), _split(caches, mesh))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "mesh"), donate_argnames=("flight",))
 def decode(
   model: models.Transformer,
   policy: Policy,
@@ -199,6 +203,17 @@ def decode(
   start = jnp.zeros((), jnp.int32), rows, flight.caches
   _, rows, caches = jax.lax.while_loop(going, forward, start)
   return Flight(_split(rows, mesh, axis=0), _split(caches, mesh))
+
+
+@functools.cache
+def decode_on(platform: str) -> Callable:
+  """The compiled `decode` of a platform; it reuses the memory of its flight."""
+  return jax.jit(
+    decode,
+    static_argnames=("model", "mesh"),
+    donate_argnames=("flight",),
+    compiler_options=_DECODING.get(platform),
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "mesh"))

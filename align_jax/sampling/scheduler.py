@@ -174,7 +174,8 @@ class _Run:
     s, unused = self.sampler, self.row_of < 0
     self._fit()
     waiting = self.next_row < self.total
-    self.flight = decode.decode(
+    (device, *_) = self.flight.rows.counts.devices()
+    self.flight = decode.decode_on(device.platform)(
       s.model,
       s.policy,
       self.flight,

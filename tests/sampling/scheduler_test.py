@@ -89,7 +89,7 @@ def test_small_caches_grow_and_shrink(generate, samples, monkeypatch):
 def test_no_row_waits_for_the_longest(generate, monkeypatch):
   """27 rows of 2 and 12 tokens in 7 slots: the steps are the tokens shared out, nearly."""
   steps = []
-  run = decode.decode
+  run = decode.decode_on("cpu")
 
   def counted(model, policy, flight, *args, **options):
     before = np.asarray(flight.rows.counts)
@@ -97,7 +97,7 @@ def test_no_row_waits_for_the_longest(generate, monkeypatch):
     steps.append(int((flight.rows.counts - before).max()))
     return flight
 
-  monkeypatch.setattr(decode, "decode", counted)
+  monkeypatch.setattr(decode, "decode_on", lambda platform: counted)
   budgets = [2, 12] * 4 + [2]
   found = generate(slots=7, eos_ids=[-1], max_new_tokens=budgets)
   tokens = 3 * sum(budgets) - 27  # the first of a row comes with its prefill
@@ -170,7 +170,7 @@ def test_compilations_are_bounded(model, params):
     max_new_tokens=[*rng.integers(1, 96, count), 96], eos_ids=[EOS], pad_id=PAD,
     rng=jax.random.key(count), slots=4, temperature=temperature,
   )  # fmt: skip
-  programs = decode.prefill, decode.decode, decode.admit, decode.resize
+  programs = decode.prefill, decode.decode_on("cpu"), decode.admit, decode.resize
   before = [p._cache_size() for p in programs]
   for count, temperature in zip((5, 20), (0.5, 1.5)):
     run(count, temperature)
