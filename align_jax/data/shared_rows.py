@@ -97,7 +97,7 @@ def _balanced(
   return batches + ([carried] if len(carried) else [])
 
 
-def _rounded(count: int, bits: int = 3) -> int:
+def rounded(count: int, bits: int = 3) -> int:
   """Up to so many significant bits; of three: 1 to 8, 10, 12, 14, 16, 20, 24, ..."""
   unit = 1 << max(0, (count - 1).bit_length() - bits)
   return -(-count // unit) * unit
@@ -129,7 +129,7 @@ class RowBuilder:
       length = self._long(costs)
     rows = [group[row] for row in best_fit(costs, length, most=self.slots)]
     laid = [[self._lay(pair, slot) for slot, pair in enumerate(row)] for row in rows]
-    count = _rounded(-(-len(rows) // self.row_multiple)) * self.row_multiple
+    count = rounded(-(-len(rows) // self.row_multiple)) * self.row_multiple
     batch = self._empty(count, length, laid[0][0])
     for r, row in enumerate(laid):
       self._write(batch, r, row)
@@ -142,7 +142,7 @@ class RowBuilder:
     count = -(-len(costs) // (self.slots * self.row_multiple)) * self.row_multiple
     sixteens = max(costs.max(), -(-costs.sum() // count)) / 16
     while True:
-      sixteens = _rounded(math.ceil(sixteens), bits=4)
+      sixteens = rounded(math.ceil(sixteens), bits=4)
       if len(best_fit(costs, 16 * sixteens, most=self.slots)) <= count:
         return 16 * sixteens
       sixteens += 1

@@ -10,6 +10,7 @@ from align_jax.models.heads import init_scalar_head as init_scalar_head
 from align_jax.models.heads import map_positions as map_positions
 from align_jax.models.heads import scalar_head as scalar_head
 from align_jax.models.heads import target_logprobs as target_logprobs
+from align_jax.models.heads import target_scores as target_scores
 from align_jax.models.heads import token_logprobs as token_logprobs
 from align_jax.models.lora import init_lora as init_lora
 from align_jax.models.lora import lora_axes as lora_axes

@@ -28,16 +28,34 @@ def token_logprobs(
   [B, T, V] never exist at once.  Where `where` [B, T-1] is 0 the result is 0; those positions are
   moved behind the others, and chunks of nothing else never meet the head.
   """
+  hidden = model.apply(variables, tokens, positions, segment_ids, method=Transformer.hidden)
+  return target_scores(
+    model, variables, hidden[:, :-1], tokens[:, 1:], chunk_size=chunk_size, temperature=temperature,
+    return_entropy=return_entropy, where=where,
+  )  # fmt: skip
+
+
+def target_scores(
+  model: Transformer,
+  variables,
+  hidden: jax.Array,
+  targets: jax.Array,
+  *,
+  chunk_size: int | None = None,
+  temperature: float = 1.0,
+  return_entropy: bool = False,
+  where: jax.Array | None = None,
+):
+  """`token_logprobs` of targets [B, T] from the hidden states [B, T, D] that predict them."""
   if temperature <= 0:
     raise ValueError(f"temperature must be positive, not {temperature}")
-  hidden = model.apply(variables, tokens, positions, segment_ids, method=Transformer.hidden)
   head = head_variables(model, variables)
 
   def score(hidden, targets):
     logits = model.apply(head, hidden, method=Transformer.unembed) / temperature
     return _score(logits, targets, return_entropy)
 
-  scores = _where(score, (hidden[:, :-1], tokens[:, 1:]), where, chunk_size, model)
+  scores = _where(score, (hidden, targets), where, chunk_size, model)
   return scores if return_entropy else scores[0]
 
 

@@ -152,6 +152,11 @@ def _training(
 def _ppo(config, loaded, mesh) -> Job:
   if config.policy_gradient is None:
     raise InputError("experiments.compile knows the update of policy gradients only")
+  if config.policy_gradient.row_length is not None:
+    raise InputError(
+      "experiments.compile does not know how many rows responses of unknown lengths need: leave "
+      "policy_gradient.row_length None"
+    )
   policy, frozen, model = _policy(config.model, loaded, mesh)
   frozen = frozen or {"ref": loaded.params}
   trainable, value_model = {"policy": policy}, None

@@ -96,6 +96,7 @@ def run(config: OnlineConfig, path: str, devices) -> None:
     opponents=online_methods.opponents(config),
     extra_draws=online_methods.extra_draws(config),
     ema_decay=config.ema_decay,
+    layouts=method.layouts,
   )
   workspace.describe(folder, loaded, config.model, "policy", inside=method.kept)
   lineage = workspace.Lineage("ppo", _parents(config, loaded, judges), data.fingerprint(prompts))

@@ -1,6 +1,7 @@
 """What differs between the methods of online learning: what trains, how it draws, how it learns."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import optax
@@ -24,6 +25,7 @@ class Method:
   tx: optax.GradientTransformation
   draw: Draw
   learner: Learner
+  layouts: Callable | None = None  # how the models see rollouts; None: a row for each response
   kl_coef: float = 0.0  # to begin with
   kept: str = "policy"  # the part of the parameters that is what the run made
 
@@ -52,6 +54,12 @@ def check(config) -> None:
     raise InputError(
       f"{gradient.estimator} compares the responses to a prompt: set sampling.samples_per_prompt to "
       "2 or more"
+    )
+  longest = config.prompts.max_length + config.sampling.max_new_tokens
+  if gradient.row_length is not None and gradient.row_length < longest:
+    raise InputError(
+      f"policy_gradient.row_length must be at least {longest}: prompts.max_length + "
+      f"sampling.max_new_tokens, not {gradient.row_length}"
     )
   if critic and gradient.value.warmup >= config.loop.steps:
     raise InputError("value.warmup must be less than loop.steps: the policy would never learn")
@@ -103,6 +111,8 @@ def build(
     tx=tx,
     draw=_draw(config, model, prompts, loaded.tokenizer, mesh),
     learner=learner_of(config, model, value_model, tx),
+    layouts=gradient
+    and rl.make_layouts(gradient, config.sampling, accumulate=config.accumulate, mesh=mesh),
     kl_coef=gradient.kl.coef if gradient else 0.0,
     kept="policy" if config.ema_decay is None else "ema",
   )

@@ -21,7 +21,7 @@ def model_flops(model, phase: str, batches, *, recomputed: bool) -> float:
   tokens: real ones, a pair's prompt once. attended: (query, key) pairs that the mask allows. scored:
   tokens that go through the LM head, none for rewards. k = 3 for forward and backward pass, 4 with the
   `recomputed` reference. a, b, c are traced from the model's forward pass. batches: those of
-  `data.sft_batches` packed, of `data.shared_batches`, or rows of rollouts.
+  `data.sft_batches` packed, of `data.shared_batches`, or of rollouts in shared rows.
   """
   a, b, c = _rates(model)
   tokens, attended, scored = (sum(x) for x in zip(*map(_counts, batches)))
@@ -57,7 +57,8 @@ def _rates(model) -> tuple[float, float, float]:
 
 
 def _counts(batch) -> tuple[int, int, int]:
-  """(real tokens, allowed pairs of query and key, scored tokens) of a batch."""
+  """(real tokens, allowed pairs of query and key, scored tokens) of a batch, of rollouts in shared rows."""
+  batch = batch.get("layout", batch)
   real = np.asarray(batch["segment_ids"]) > 0
   # A token at position i attends to i + 1; positions go on from the prompt in both answers of a pair.
   positions = batch.get("positions", np.broadcast_to(np.arange(real.shape[1]), real.shape))
@@ -65,7 +66,7 @@ def _counts(batch) -> tuple[int, int, int]:
   if "slots" in batch:
     scored = batch["slots"] >= 0
   else:
-    scored = batch["mask" if "mask" in batch else "loss_mask"] > 0
+    scored = batch["scored" if "scored" in batch else "loss_mask"] > 0
   return int(real.sum()), attended, int(scored.sum())
 
 

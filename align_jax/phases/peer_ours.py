@@ -85,10 +85,10 @@ class Training:
       self._compiled(sharding.put_batch(batch, self.mesh))
     return {
       "check": checks,
-      "compile_s": sum(self.compile_s[shape] for shape in {b["tokens"].shape for b in batches}),
-      "padded_tokens": sum(batch["tokens"].size for batch in batches),
+      "compile_s": sum(self.compile_s[shape] for shape in {_rows(b).shape for b in batches}),
+      "padded_tokens": sum(_rows(batch).size for batch in batches),
       "steps": len(batches),
-      "shapes": sorted({str(batch["tokens"].shape) for batch in batches}),
+      "shapes": sorted({str(_rows(batch).shape) for batch in batches}),
       "settings": self.settings(),
       "reference_pass": self.reference_pass,
       "flops": self._flops(batches),
@@ -114,7 +114,7 @@ class Training:
     if self.task.phase == "sft":
       return found | {"pack": True, "rows": self.rows}
     if self.task.phase == "policy":
-      return found
+      return found | {"row_length": self.task.data.length}
     found["layout"] = "shared"
     return found | ({"reference": "cached"} if self.cached else {})
 
@@ -124,7 +124,7 @@ class Training:
     return metrics.to_floats(found)
 
   def _compiled(self, batch):
-    shape = batch["tokens"].shape
+    shape = _rows(batch).shape
     if shape not in self.compiled:
       start = time.perf_counter()
       self.compiled[shape] = self.step.lower(self.state, self.frozen, batch).compile()
@@ -155,7 +155,12 @@ class Training:
     section, file = self.task.data, str(self.place.records(self.name, part))
     if self.task.phase == "policy":
       sequences = workdir.read_json(self.place.tokens(self.name))[part]
-      batches = peer_policy.batches(sequences, section.batch_size)
+      batches = peer_policy.batches(
+        sequences,
+        section.batch_size,
+        row_length=section.length,
+        ways=sharding.batch_ways(self.mesh),
+      )
       return peer_policy.with_old_logprobs(
         batches, self._scoring_model(), params, self.mesh, self.config.model.logits_chunk
       )
@@ -215,3 +220,8 @@ class Training:
 
   def _matmul(self) -> float:
     return peer_flops.matmul_rate(self.config.matmul, self.config.model.dtype)
+
+
+def _rows(batch) -> Any:
+  """The tokens that the model sees."""
+  return batch.get("layout", batch)["tokens"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from align_jax import models, rl, sampling, sharding
 from align_jax.phases.peer_config import ADVANTAGES, ANSWERS, CLIP
-from align_jax.rl import policy_gradient, rollouts
+from align_jax.rl import layout, policy_gradient, rollouts
 
 
 def settings(chunk: int | None = None) -> rl.PolicyGradientConfig:
@@ -28,18 +28,25 @@ def prepare() -> Callable:
   return functools.partial(policy_gradient.averaged, config=settings(), max_length=0)
 
 
-def batches(sequences: list[dict[str, list[int]]], batch_size: int) -> list[dict[str, np.ndarray]]:
-  """Rows [2 · batch_size, W] as an iteration hands them to its learner: W is that of its rollout.
+def batches(
+  sequences: list[dict[str, list[int]]], batch_size: int, *, row_length: int, ways: int
+) -> list[dict[str, Any]]:
+  """Responses [2 · batch_size, W] as an iteration hands them to its learner, laid out in shared rows.
 
   Rollouts are as wide as the longest prompt and the longest response of all `sequences` together.
   """
   prompts = max(len(s["prompt_ids"]) for s in sequences)
-  responses = max(len(s[name]) for s in sequences for name in ANSWERS)
-  starts = range(0, len(sequences), batch_size)
-  return [_rows(sequences[i : i + batch_size], prompts + responses) for i in starts]
+  width = prompts + max(len(s[name]) for s in sequences for name in ANSWERS)
+  found = []
+  for start in range(0, len(sequences), batch_size):
+    samples = _samples(sequences[start : start + batch_size], width)
+    whole = [[np.arange(len(samples.tokens))]]
+    (laid,) = layout.lay_out(samples, whole, group=len(ANSWERS), length=row_length, ways=ways)
+    found.append(_learned(samples) | {"layout": laid})
+  return found
 
 
-def _rows(sequences: list[dict[str, list[int]]], width: int) -> dict[str, np.ndarray]:
+def _samples(sequences: list[dict[str, list[int]]], width: int) -> sampling.Samples:
   answers = [(s["prompt_ids"], s[name]) for s in sequences for name in ANSWERS]
   tokens = np.zeros((len(answers), width), np.int32)
   response = np.zeros(tokens.shape, bool)
@@ -49,15 +56,18 @@ def _rows(sequences: list[dict[str, list[int]]], width: int) -> dict[str, np.nda
     mask[len(prompt) : end] = True
   lengths = np.array([len(prompt) for prompt, _ in answers], np.int32)
   zeros = np.zeros(tokens.shape, np.float32)
-  samples = sampling.Samples(tokens, lengths, response, zeros, np.ones(len(answers), bool))
-  rows = rl.Rollout((), (), samples).batch()
+  return sampling.Samples(tokens, lengths, response, zeros, np.ones(len(answers), bool))
+
+
+def _learned(samples: sampling.Samples) -> dict[str, np.ndarray]:
+  rows = rl.Rollout((), (), samples).batch(whole=True)
   rows = {name: rows[name] for name in ("tokens", "segment_ids", "mask")}
-  advantages = np.tile(np.array(ADVANTAGES, np.float32), len(sequences))
+  advantages = np.tile(np.array(ADVANTAGES, np.float32), len(samples.tokens) // len(ANSWERS))
   return rows | {"advantages": rows["mask"] * advantages[:, None]}
 
 
 def with_old_logprobs(
-  batches: list[dict[str, np.ndarray]],
+  batches: list[dict[str, Any]],
   model: models.Transformer,
   params: Any,
   mesh,

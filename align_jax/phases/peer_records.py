@@ -51,10 +51,6 @@ def _write(place: Place, name: str, task: PeerTask, count: int, tokenizer) -> No
     records = [benchmark_data.plainly(pairs.source.records[i]) for i in pairs.kept]
     sequences = [_pair(pairs, i, task.phase) for i in range(len(records))]
     costs = pairs.costs
-    if task.phase == "policy":  # every response stands behind a prompt of its own
-      costs = np.array(
-        [2 * len(p) + len(c) + len(r) for p, c, r in (s.values() for s in sequences)]
-      )
   checked = benchmark_data.evenly(costs, task.data.batch_size)
   data.write(place.records(name, "pass"), records)
   data.write(place.records(name, "check"), [records[i] for i in checked])

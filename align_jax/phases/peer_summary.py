@@ -9,8 +9,8 @@ from align_jax.phases.peer_config import PEERS, PeerTask
 DEFINITIONS = {
   "examples_per_s": "records (a pair is one) of a pass / its seconds; median over passes",
   "speedup": "seconds of the first side / seconds of this side, of passes that are neighbours in time",
-  "useful_tokens": "tokens of a pass's records, no padding, the prompt of a pair once (of policy updates"
-  " for each response; of sampling, those of the responses): alike for all sides",
+  "useful_tokens": "tokens of a pass's records, no padding, the prompt of a pair once (of sampling,"
+  " those of the responses): alike for all sides",
   "padded_tokens": "token places that go through the trunk in a pass, one forward pass, padding included;"
   " not counted of sampling",
   "peak_bytes": "the most memory resident in any process of the side: VmHWM of Linux; first start, which"

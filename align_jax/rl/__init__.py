@@ -9,6 +9,7 @@ from align_jax.rl.config import (
   ValueConfig,
 )
 from align_jax.rl.engine import check_identity, compile_learner, make_iteration, policy_draw
+from align_jax.rl.layout import make_layouts
 from align_jax.rl.online_preference import (
   OnlinePreferenceConfig,
   preference_draw,
@@ -39,6 +40,7 @@ __all__ = [
   "compile_learner",
   "create_state",
   "make_iteration",
+  "make_layouts",
   "model_reward",
   "policy_draw",
   "policy_gradient_learner",

@@ -125,6 +125,9 @@ class PolicyGradientConfig:
   )
   ptx_coef: float = 0.0  # of the pretraining loss in PPO-ptx; InstructGPT 27.8
   logits_chunk: int | None = None  # time steps of logits held at once; None holds all
+  # Tokens of the rows that log-probs, values and updates are computed in: a prompt once, its responses
+  # behind it, several prompts a row. None: a row for each response, as wide as the longest.
+  row_length: int | None = None
 
   def __post_init__(self):
     for name, known in (
@@ -135,6 +138,8 @@ class PolicyGradientConfig:
     for name in ("epochs", "minibatches"):
       if getattr(self, name) < 1:
         raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+    if self.row_length is not None and self.row_length < 2:
+      raise InputError(f"row_length must be at least 2, not {self.row_length}")
     if self.extra_draws < 0 or self.ptx_coef < 0 or self.entropy_coef < 0:
       raise InputError("extra_draws, ptx_coef and entropy_coef must not be negative")
     self._check_estimator()

@@ -66,6 +66,7 @@ def make_iteration(
   opponents: int = 0,
   extra_draws: int = 0,
   ema_decay: float | None = None,
+  layouts: Callable | None = None,
 ) -> Callable:
   """`(state, frozen, batch) -> (state, metrics, rollout)`: sample, score, learn.
 
@@ -80,6 +81,7 @@ def make_iteration(
       and the learner sees them, but they count in no metric of the responses.
     extra_draws: k of dynamic sampling. A batch then holds k + 1 times as many prompts as are learned
       from; a group of equal scores is replaced by the next that differs, as long as there are any.
+    layouts: (state, samples) -> what the learner's batch has as `layouts`; see `layout.make_layouts`.
     ema_decay: d; after every iteration params["ema"] = d·params["ema"] + (1 − d)·params["policy"].
 
   Returns:
@@ -98,9 +100,11 @@ def make_iteration(
     rollout, keep, of_draws = _collect(
       draw, rewards, state, frozen, batch, group, extra_draws, clock
     )
-    rows = rollout.batch() | {"score": rollout.scores[""], "keep": keep}
+    rows = rollout.batch(whole=layouts is not None) | {"score": rollout.scores[""], "keep": keep}
     rows |= {name: x for name, x in batch.items() if name.startswith("ptx_")}
     placed = sharding.put_batch(rows, mesh, whole=True)
+    if layouts is not None:
+      placed["layouts"] = layouts(state, rollout.samples)
     state, metrics = clock.time("train", compiled, state, frozen, placed)
     facts = {n[5:]: hosts.fetch(metrics.pop(n)) for n in list(metrics) if n.startswith("rows/")}
     rollout = dataclasses.replace(rollout, facts=facts)

@@ -34,6 +34,8 @@ def policy_gradient_learner(
 ) -> Learner:
   """`(state, frozen, batch) -> (state, metrics)`: log-probs, advantages, `config.updates` steps.
 
+  Where the batch has `layouts`, as `layout.make_layouts` makes them, the models see their rows.
+
   Args:
     model: the policy's module (with its `lora_scale`).
     config: estimator, loss and what surrounds them.
@@ -47,12 +49,14 @@ def policy_gradient_learner(
   prepare = functools.partial(averaged, config=config, max_length=sampling.max_new_tokens)
 
   def learn(state: OnlineState, frozen, batch):
+    layouts = batch.pop("layouts", None)
+    laid = {} if layouts is None else {"layout": layouts["scoring"]}
     batch = rollouts.score_rollout(
       model,
       value_model,
       state.params,
       frozen,
-      batch,
+      batch | laid,
       temperature=sampling.temperature,
       chunk=config.logits_chunk,
       parts=parts,
@@ -75,6 +79,8 @@ def policy_gradient_learner(
       minibatches=config.minibatches,
       accumulate=accumulate,
       prepare=prepare,
+      order=layouts and layouts["order"],
+      beside=layouts and {"layout": layouts["updates"]},
     )
     metrics = _batch_metrics(batch, state.kl_coef) | changes
     return _next_kl_coef(state, metrics, len(batch["score"]), config), metrics

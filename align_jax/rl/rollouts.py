@@ -11,6 +11,7 @@ import numpy as np
 from align_jax import data, losses, models
 from align_jax import sampling as generation
 from align_jax.losses import Mean
+from align_jax.rl import layout
 from align_jax.rl.config import SamplingConfig
 from align_jax.training import objectives
 from align_jax.training import step as step_lib
@@ -55,13 +56,15 @@ class Rollout:
       {name: values[rows] for name, values in self.scores.items()},
     )
 
-  def batch(self) -> dict[str, np.ndarray]:
+  def batch(self, *, whole: bool = False) -> dict[str, np.ndarray]:
     """What the trainer needs; `sampler_logprobs` and `mask` [B, W-1] belong to tokens[:, 1:].
 
-    W ≤ S as `learned_width` has it: what it cuts off is padding.
+    W ≤ S as `learned_width` has it: what it cuts off is padding. With `whole` W is S.
     """
     segment_ids = self.segment_ids
-    width = learned_width(int(segment_ids.sum(axis=1).max()), segment_ids.shape[1])
+    width = segment_ids.shape[1]
+    if not whole:
+      width = learned_width(int(segment_ids.sum(axis=1).max()), width)
     return {
       "tokens": self.tokens[:, :width],
       "segment_ids": segment_ids[:, :width],
@@ -148,9 +151,13 @@ def value_variables(value: Any, frozen: Any) -> dict[str, Any]:
 
 
 def token_values(model, value: Any, frozen: Any, batch: dict[str, jax.Array]) -> jax.Array:
-  """V of the state *before* each of tokens[:, 1:], [B, S-1] float32."""
+  """V of the state *before* each of tokens[:, 1:], [B, S-1] float32; of laid out rows 0 off the mask."""
+  variables = value_variables(value, frozen)
+  if "layout" in batch:
+    hidden = layout.hidden(model, variables, batch["layout"])
+    return layout.by_response(batch["layout"], models.scalar_head(value["head"], hidden))
   hidden = model.apply(
-    value_variables(value, frozen),
+    variables,
     batch["tokens"],
     segment_ids=batch["segment_ids"],
     method=models.Transformer.hidden,
@@ -161,16 +168,21 @@ def token_values(model, value: Any, frozen: Any, batch: dict[str, jax.Array]) ->
 def policy_logprobs(
   model, variables, batch, *, temperature: float, chunk: int | None
 ) -> tuple[jax.Array, jax.Array]:
-  """(log-probs of tokens[:, 1:], entropies) [B, S-1], 0 off the mask, on the path that trains."""
+  """(log-probs of tokens[:, 1:], entropies) [B, S-1], 0 off the mask, on the path that trains.
+
+  Where the batch has a `layout`, the model sees its rows.
+  """
+  settings = {"chunk_size": chunk, "temperature": temperature, "return_entropy": True}
+  if "layout" in batch:
+    rows = batch["layout"]
+    found = models.target_scores(
+      model, variables, layout.hidden(model, variables, rows), rows["targets"],
+      where=rows["scored"], **settings,
+    )  # fmt: skip
+    return tuple(layout.by_response(rows, x) for x in found)
+  tokens, segment_ids = batch["tokens"], batch["segment_ids"]
   return models.token_logprobs(
-    model,
-    variables,
-    batch["tokens"],
-    segment_ids=batch["segment_ids"],
-    chunk_size=chunk,
-    temperature=temperature,
-    return_entropy=True,
-    where=batch["mask"],
+    model, variables, tokens, segment_ids=segment_ids, where=batch["mask"], **settings
   )
 
 
@@ -189,7 +201,8 @@ def score_rollout(
 
   The policy's log-probs are recomputed on the path that trains, so that the first ratio is exactly
   1; how far the sampler's own are from them is a metric. All are of the tempered distribution.
-  `parts` are computed one after the other: the memory is that of B / parts rows.
+  `parts` are computed one after the other: the memory is that of B / parts rows. A `layout` of the
+  batch is that of these parts.
   """
   policy = objectives.policy_variables(trainable["policy"], frozen)
   reference = objectives.reference_variables(frozen)
@@ -203,7 +216,8 @@ def score_rollout(
       scored["old_values"] = token_values(value_model, trainable["value"], frozen, rows)
     return scored
 
-  scored = _in_parts(score, {k: batch[k] for k in ("tokens", "segment_ids", "mask")}, parts)
+  names = {"tokens", "segment_ids", "mask", "layout"}
+  scored = _in_parts(score, {k: x for k, x in batch.items() if k in names}, parts)
   # Off the mask nothing is meant, and zeros keep it from ever being read by accident.
   return batch | {k: jnp.where(batch["mask"] > 0, v, 0.0) for k, v in scored.items()}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ def run_updates(
   minibatches: int,
   accumulate: int = 1,
   prepare: Callable | None = None,
+  order: jax.Array | None = None,
+  beside: Any = None,
 ) -> tuple[state_lib.OnlineState, step_lib.Metrics]:
   """`epochs` passes over the rows, each in another random order, `minibatches` steps a pass.
 
@@ -44,28 +47,39 @@ def run_updates(
     minibatches: steps a pass.
     accumulate: parts of a minibatch that are differentiated one after the other.
     prepare: (params, frozen, minibatch) -> minibatch, with what depends on all of its rows.
+    order: [epochs · minibatches, N / minibatches], the rows of every step; by default `row_order`.
+    beside: a dict of arrays [epochs · minibatches, ...], of which a step's rows get their share.
 
   Returns:
     The state with new parameters, and the metrics of all steps: maxima of names in `_max`, the first
     step's of names in `first_`, of all else the mean over everything seen.
   """
-  count = next(iter(rows.values())).shape[0]
-  keys = jax.random.split(state.key(state_lib.SHUFFLING), epochs)
-  order = jax.vmap(lambda key: jax.random.permutation(key, count))(keys)
-  order = order.reshape(epochs * minibatches, count // minibatches)
+  if order is None:
+    count = next(iter(rows.values())).shape[0]
+    order = row_order(state, count, epochs=epochs, minibatches=minibatches)
   update = functools.partial(
     step_lib.train_step, objective=objective, tx=tx, accumulate=accumulate, prepare=prepare
   )
 
   def body(train, chosen):
-    return update(train, frozen, {name: x[chosen] for name, x in rows.items()})
+    numbers, beside = chosen
+    return update(train, frozen, {name: x[numbers] for name, x in rows.items()} | beside)
 
   train = TrainState(
     state.step * len(order), state.params, state.opt_state, state.key(state_lib.TRAINING)
   )
-  train, metrics = jax.lax.scan(body, train, order)
+  train, metrics = jax.lax.scan(body, train, (order, beside or {}))
   state = dataclasses.replace(state, params=train.params, opt_state=train.opt_state)
   return state, {name: _over_updates(name, value) for name, value in metrics.items()}
+
+
+def row_order(
+  state: state_lib.OnlineState, count: int, *, epochs: int, minibatches: int
+) -> jax.Array:
+  """The rows of every step, [epochs · minibatches, count / minibatches]: each epoch in another order."""
+  keys = jax.random.split(state.key(state_lib.SHUFFLING), epochs)
+  order = jax.vmap(lambda key: jax.random.permutation(key, count))(keys)
+  return order.reshape(epochs * minibatches, count // minibatches)
 
 
 def _over_updates(name: str, value: Mean):

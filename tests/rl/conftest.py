@@ -68,6 +68,7 @@ def toy():
     return rl.make_iteration(
       draw, learner, rewards=[reward], shaping=shaping, sampling=sampling, mesh=mesh,
       extra_draws=settings.extra_draws,
+      layouts=rl.make_layouts(settings, sampling, accumulate=accumulate, mesh=mesh),
     )  # fmt: skip
 
   def state(settings, *, tx=tx, seed=0):
