@@ -103,4 +103,6 @@ def policy_gradient(estimator: str):
   config.extra_draws = 0  # batches that dynamic sampling may draw (DAPO)
   config.ptx_coef = 0.0  # InstructGPT 27.8; needs the section ptx
   config.logits_chunk = config_dict.placeholder(int)  # time steps of logits at once; None: all
+  # Tokens of rows that hold a prompt once, its responses behind it, and several prompts; None: no such.
+  config.row_length = config_dict.placeholder(int)
   return config

@@ -40,7 +40,7 @@ def _training():
   # wherever no answer is right, and the policy learn to say little; without a price it may never end.
   config.shaping.missing_eos_penalty = 0.2
   config.policy_gradient.update(estimator="dr_grpo", average="constant")
-  config.policy_gradient.update(epochs=1, minibatches=2, logits_chunk=32)
+  config.policy_gradient.update(epochs=1, minibatches=2, logits_chunk=32, row_length=240)
   config.policy_gradient.kl.coef = 0.02
   config.optimizer = common.optimizer(3e-4, schedule="constant")
   config.loop = common.loop(40, checkpoint_every=8)

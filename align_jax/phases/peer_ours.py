@@ -63,7 +63,7 @@ class Training:
     self.model = workspace.compute_as(
       model, self.mesh, section.dtype, section.remat, section.attention
     )
-    self.reference_pass, self.compiled, self.compile_s = None, {}, {}  # by shape
+    self.reference_pass, self.compiled, self.compile_s = None, {}, {}  # by shapes
     self.checked, self.timed = (self._batches(part, params) for part in ("check", "pass"))
     self.frozen = {"ref": params} if self.task.phase == "dpo" and not self.cached else {}
     self.tx = optimizer.make_optimizer(self.config.optimizer, STEPS)
@@ -85,7 +85,7 @@ class Training:
       self._compiled(sharding.put_batch(batch, self.mesh))
     return {
       "check": checks,
-      "compile_s": sum(self.compile_s[shape] for shape in {_rows(b).shape for b in batches}),
+      "compile_s": sum(self.compile_s[key] for key in set(map(_shapes, batches))),
       "padded_tokens": sum(_rows(batch).size for batch in batches),
       "steps": len(batches),
       "shapes": sorted({str(_rows(batch).shape) for batch in batches}),
@@ -124,12 +124,12 @@ class Training:
     return metrics.to_floats(found)
 
   def _compiled(self, batch):
-    shape = _rows(batch).shape
-    if shape not in self.compiled:
+    key = _shapes(batch)
+    if key not in self.compiled:
       start = time.perf_counter()
-      self.compiled[shape] = self.step.lower(self.state, self.frozen, batch).compile()
-      self.compile_s[shape] = time.perf_counter() - start
-    return self.compiled[shape]
+      self.compiled[key] = self.step.lower(self.state, self.frozen, batch).compile()
+      self.compile_s[key] = time.perf_counter() - start
+    return self.compiled[key]
 
   def _objective(self):
     chunk = self.config.model.logits_chunk
@@ -225,3 +225,8 @@ class Training:
 def _rows(batch) -> Any:
   """The tokens that the model sees."""
   return batch.get("layout", batch)["tokens"]
+
+
+def _shapes(batch) -> tuple:
+  """What a step is compiled for."""
+  return tuple(x.shape for x in jax.tree.leaves(batch))

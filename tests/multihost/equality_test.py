@@ -52,7 +52,7 @@ def online(root):
   config.reward_model = str(root / "reward")
   config.prompts.update(train="microworld:n=24", batch_size=8)
   config.sampling.update(max_new_tokens=5, samples_per_prompt=2, slots=8)
-  config.policy_gradient.update(minibatches=2, epochs=1)
+  config.policy_gradient.update(minibatches=2, epochs=1, row_length=64)
   config.rollouts.update(every=1, rows=3)
   return config
 
