@@ -309,7 +309,7 @@ def test_an_epoch_has_few_shapes(tokenizer):
 
 
 def test_rows_are_rounded_up_to_three_significant_bits():
-  counts = [shared_rows._rounded(n) for n in range(1, 65)]
+  counts = [shared_rows.rounded(n) for n in range(1, 65)]
   assert all(n <= c <= 1.25 * n for n, c in enumerate(counts, start=1))
   assert sorted(set(counts)) == [
     *range(1, 8), 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64
