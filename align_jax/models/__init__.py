@@ -9,6 +9,7 @@ from align_jax.models.heads import head_variables as head_variables
 from align_jax.models.heads import init_scalar_head as init_scalar_head
 from align_jax.models.heads import map_positions as map_positions
 from align_jax.models.heads import scalar_head as scalar_head
+from align_jax.models.heads import shared_hidden as shared_hidden
 from align_jax.models.heads import target_logprobs as target_logprobs
 from align_jax.models.heads import target_scores as target_scores
 from align_jax.models.heads import token_logprobs as token_logprobs

@@ -121,11 +121,9 @@ def attention_probs(
 def attend(probs: jax.Array, v: jax.Array, *, heads_first: bool = False) -> jax.Array:
   """Values averaged by `probs` [B, K, G, T, S]; v [B, S, K, H] -> [B, T, K, G, H]."""
   probs = probs.astype(v.dtype)
-  if not heads_first:
-    return jnp.einsum("bkgts,bskh->btkgh", probs, v)
-  if probs.shape[3] > 1:
-    return jnp.einsum("bkgts,bksh->btkgh", probs, v)
-  return _attend_one(probs[:, :, :, 0], v)[:, None]
+  if heads_first and probs.shape[3] == 1:
+    return _attend_one(probs[:, :, :, 0], v)[:, None]
+  return jnp.einsum("bkgts,bksh->btkgh" if heads_first else "bkgts,bskh->btkgh", probs, v)
 
 
 def _attend_one(probs: jax.Array, v: jax.Array) -> jax.Array:

@@ -35,6 +35,16 @@ def token_logprobs(
   )  # fmt: skip
 
 
+def shared_hidden(model: Transformer, variables, rows) -> jax.Array:
+  """The hidden states [R, T, D] that predict the scored tokens of rows with `sources` and branches.
+
+  rows: tokens, positions, segment_ids, branch_ids and sources, int32 [R, T], as of `shared_batches`.
+  """
+  names = ("tokens", "positions", "segment_ids", "branch_ids")
+  hidden = model.apply(variables, *(rows[name] for name in names), method="hidden")
+  return jnp.take_along_axis(hidden, rows["sources"][..., None], axis=1)
+
+
 def target_scores(
   model: Transformer,
   variables,

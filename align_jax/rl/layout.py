@@ -11,24 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax import models, sharding
 from align_jax import sampling as generation
+from align_jax import sharding
 from align_jax.data import shared_rows, streams
 from align_jax.errors import InputError
 from align_jax.rl import update
 from align_jax.rl.config import PolicyGradientConfig, SamplingConfig
 from align_jax.rl.state import OnlineState
+from align_jax.training import step
 
 Layout = dict[str, Any]
-
-
-def hidden(model: models.Transformer, variables: Any, layout: Layout) -> jax.Array:
-  """The hidden states [R, L, D] that predict the scored tokens of laid out rows."""
-  names = ("tokens", "positions", "segment_ids", "branch_ids")
-  found = model.apply(
-    variables, *(layout[name] for name in names), method=models.Transformer.hidden
-  )
-  return jnp.take_along_axis(found, layout["sources"][..., None], axis=1)
 
 
 def by_response(layout: Layout, values: jax.Array) -> jax.Array:
@@ -68,8 +60,8 @@ def make_layouts(
     count = len(samples.tokens)
     order = np.asarray(jax.device_get(update.row_order(state, count, **steps)))
     # The scoring first, then every update: each a list of parts.
-    every = [_parts(np.arange(count), config.minibatches * accumulate)]
-    every += [_parts(numbers, accumulate) for numbers in order]
+    every = [step.interleaved_parts(np.arange(count), config.minibatches * accumulate)]
+    every += [step.interleaved_parts(numbers, accumulate) for numbers in order]
     scoring, *updates = lay_out(samples, every, group=group, length=config.row_length, ways=ways)
     together = {name: np.stack([x[name] for x in updates]) for name in scoring}
     laid = {"order": order, "scoring": scoring, "updates": together}
@@ -94,22 +86,11 @@ def lay_out(
   packed = [[rows.pack(part) for part in parts] for parts in every]
   most = max(len(bins) for parts in packed for bins in parts)
   count = shared_rows.rounded(-(-most // ways)) * ways
-  return [
-    _interleaved([rows.lay(*both, count) for both in zip(*parts)]) for parts in zip(every, packed)
-  ]
-
-
-def _parts(numbers: np.ndarray, parts: int) -> list[np.ndarray]:
-  """Row r goes to part r % parts, as `step.interleaved_parts` has it."""
-  return [numbers[part::parts] for part in range(parts)]
-
-
-def _interleaved(parts: list[Layout]) -> Layout:
-  """The rows of all parts in one array each, which `step.interleaved_parts` takes apart again."""
-  return {
-    name: np.stack([part[name] for part in parts], axis=1).reshape(-1, parts[0][name].shape[1])
-    for name in parts[0]
-  }
+  found = []
+  for parts, bins in zip(every, packed):
+    laid = [rows.lay(*both, count) for both in zip(parts, bins)]
+    found.append(step.joined_parts({name: np.stack([x[name] for x in laid]) for name in laid[0]}))
+  return found
 
 
 class _Rows:

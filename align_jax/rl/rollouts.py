@@ -154,7 +154,7 @@ def token_values(model, value: Any, frozen: Any, batch: dict[str, jax.Array]) ->
   """V of the state *before* each of tokens[:, 1:], [B, S-1] float32; of laid out rows 0 off the mask."""
   variables = value_variables(value, frozen)
   if "layout" in batch:
-    hidden = layout.hidden(model, variables, batch["layout"])
+    hidden = models.shared_hidden(model, variables, batch["layout"])
     return layout.by_response(batch["layout"], models.scalar_head(value["head"], hidden))
   hidden = model.apply(
     variables,
@@ -176,7 +176,7 @@ def policy_logprobs(
   if "layout" in batch:
     rows = batch["layout"]
     found = models.target_scores(
-      model, variables, layout.hidden(model, variables, rows), rows["targets"],
+      model, variables, models.shared_hidden(model, variables, rows), rows["targets"],
       where=rows["scored"], **settings,
     )  # fmt: skip
     return tuple(layout.by_response(rows, x) for x in found)
@@ -244,8 +244,4 @@ def _in_parts(function, rows, parts: int):
   """function(rows), in interleaved parts one after the other."""
   if parts == 1:
     return function(rows)
-
-  def join(x):
-    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-
-  return jax.tree.map(join, jax.lax.map(function, step_lib.interleaved_parts(rows, parts)))
+  return step_lib.joined_parts(jax.lax.map(function, step_lib.interleaved_parts(rows, parts)))

@@ -116,15 +116,7 @@ def aligned(batch, name: str) -> jax.Array:
 def _hidden_and_targets(model, variables, batch):
   """Hidden states that predict the scored tokens, and those tokens: [B, T, D] and [B, T]."""
   if "sources" in batch:
-    hidden = model.apply(
-      variables,
-      batch["tokens"],
-      batch["positions"],
-      batch["segment_ids"],
-      batch["branch_ids"],
-      method="hidden",
-    )
-    return jnp.take_along_axis(hidden, batch["sources"][..., None], axis=1), batch["targets"]
+    return models.shared_hidden(model, variables, batch), batch["targets"]
   tokens, segment_ids = (
     x.reshape(-1, x.shape[-1]) for x in (batch["tokens"], batch["segment_ids"])
   )

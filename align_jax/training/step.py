@@ -81,9 +81,14 @@ def interleaved_parts(rows, parts: int):
   """
 
   def split(x):
-    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
   return jax.tree.map(split, rows)
+
+
+def joined_parts(parts):
+  """Every array [parts, N / parts, ...] as the [N, ...] that `interleaved_parts` would take apart."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def is_maximum(name: str) -> bool:

@@ -132,18 +132,15 @@ def test_parts_are_interleaved_rows_of_whole_layouts(toy):
   config = grouped("rloo", epochs=2, minibatches=1)
   found = laid_out(toy, 24, config=config, accumulate=2)
   assert found["order"].shape == (2, 6)
-  for order, update in zip(found["order"], range(2)):
+  for update, order in enumerate(found["order"]):
     layout = {name: x[update] for name, x in found["updates"].items()}
     parts = step.interleaved_parts(layout, 2)
     for part in range(2):
       numbers = order[part::2]
-      back, targets = (
-        np.asarray(parts["back"][part]),
-        np.asarray(parts["targets"][part]).reshape(-1),
-      )
+      back, targets = parts["back"][part], parts["targets"][part].reshape(-1)
       given = samples()
       for row, number in zip(back, numbers):
-        np.testing.assert_array_equal(row[:] >= 0, given.response_mask[number, 1:])
+        np.testing.assert_array_equal(row >= 0, given.response_mask[number, 1:])
         np.testing.assert_array_equal(targets[row[row >= 0]], given.responses()[number])
 
 
