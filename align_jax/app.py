@@ -115,9 +115,9 @@ def prepare() -> None:
 
   Every process of a run does this first.
   """
+  keep_memory()
   logging.set_verbosity(logging.WARNING)
   set_environment()
-  keep_memory()
   cache = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/align_jax/compiled")
   )

@@ -41,11 +41,12 @@ app.prepare()
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: (jnp.outer(x, x) @ jnp.outer(x + 1, x)).sum())
 x = jnp.ones(4096)
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
-  before = faults()
+found = []
+for _ in range(30):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
   step(x).block_until_ready()
-print(faults() - before)
+  found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(found)[15])  # a step may begin before the last has freed its memory
 """
 
 
