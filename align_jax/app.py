@@ -1,7 +1,6 @@
 """The thin layer under every command: flags in, a sentence and an exit status out."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -115,7 +114,6 @@ def prepare() -> None:
 
   Every process of a run does this first.
   """
-  keep_memory()
   logging.set_verbosity(logging.WARNING)
   set_environment()
   cache = os.environ.setdefault(
@@ -140,22 +138,6 @@ def set_environment() -> None:
   given, flag = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_experimental_ynn_fusion_type"
   if flag not in given and jaxlib.__version__ == "0.10.2":
     os.environ["XLA_FLAGS"] = f"{given} {flag}=-LIBRARY_FUSION_TYPE_REDUCE".strip()
-
-
-def keep_memory() -> None:
-  """Has glibc's malloc keep what is freed; no effect elsewhere, or if the environment sets malloc.
-
-  A step on CPU frees its temporaries, gigabytes, and the next would have the kernel zero and map the
-  same pages again: a tenth of its time. Freed memory is kept only in the one arena that threads then
-  share, and only if it was not mapped by itself.
-  """
-  given = any(name in os.environ for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"))
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-  if given or mallopt is None:
-    return
-  trim_threshold, mmap_max, arena_max = -1, -4, -8  # as malloc.h numbers them
-  for option, value in ((trim_threshold, -1), (mmap_max, 0), (arena_max, 1)):
-    mallopt(option, value)
 
 
 def coordinate() -> None:

@@ -1,6 +1,5 @@
 """What every command's process sets before it computes."""
 
-import ctypes
 import subprocess
 import sys
 
@@ -32,33 +31,3 @@ def test_sums_on_cpu_are_xlas_own_unless_the_user_says_otherwise(tmp_path):
   reductions = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE"
   devices, fusions = _devices_and_ynn_fusions(reductions, tmp_path)
   assert devices == 1 and fusions > 0
-
-
-_FAULTS = """
-import resource
-from align_jax import app
-app.prepare()
-import jax, jax.numpy as jnp
-step = jax.jit(lambda x: (jnp.outer(x, x) @ jnp.outer(x + 1, x)).sum())
-x = jnp.ones(4096)
-found = []
-for _ in range(30):
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-  step(x).block_until_ready()
-  found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(sorted(found)[15])  # a step may begin before the last has freed its memory
-"""
-
-
-@pytest.mark.skipif(
-  sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's malloc only"
-)
-def test_a_step_finds_the_memory_of_the_last_unless_the_user_says_otherwise(tmp_path):
-  def faults(**given) -> int:
-    environment = {"JAX_PLATFORMS": "cpu", "HOME": str(tmp_path), **given}
-    command = [sys.executable, "-c", _FAULTS]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return int(found.stdout)
-
-  assert faults() < 1_000
-  assert faults(MALLOC_ARENA_MAX="64") > 10_000  # a [4096, 4096] array is 16 thousand pages
