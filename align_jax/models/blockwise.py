@@ -104,7 +104,7 @@ def _forward_of_head(options, tiles, q, k, v):
     def step(j, carry):
       top, total, out = carry
       scores, _ = _scores(options, tiles, q_i, _tile(k, j, options.block), i, j)
-      new_top = jnp.maximum(top, _largest(scores))
+      new_top = jnp.maximum(top, _largest(options, scores))
       weights, decay = jnp.exp(scores - new_top[:, None]), jnp.exp(top - new_top)
       values = _product("qs,sh->qh", weights.astype(v.dtype), _tile(v, j, options.block))
       return new_top, total * decay + weights.sum(-1), out * decay[:, None] + values
@@ -151,9 +151,9 @@ def _flat(x: jax.Array) -> jax.Array:
   return x.reshape(-1, *x.shape[2:])
 
 
-def _largest(x: jax.Array) -> jax.Array:
-  """Of every row [Q, S], halves against each other: XLA's own maximum takes seven times as long on CPU."""
-  while x.shape[1] % 2 == 0 and x.shape[1] > 16:
+def _largest(options: Options, x: jax.Array) -> jax.Array:
+  """Of every row [Q, S]; on CPU halves against each other, as XLA's maximum takes seven times as long."""
+  while options.serial and x.shape[1] % 2 == 0 and x.shape[1] > 16:
     x = jnp.maximum(*jnp.split(x, 2, axis=1))
   return x.max(axis=1)
 
