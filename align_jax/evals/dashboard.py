@@ -20,6 +20,7 @@ from align_jax.training import workdir
 ROLLOUTS = "rollouts.jsonl"
 _RESPONSES = 6  # early and late ones, on the page of one run
 _SHARE = 0.02  # of a run's time that its own dashboard may take
+_FIRST_S = 15.0  # of a run before its first drawing: a short run has one, at its end
 
 # metric -> (head of the column, unit), with the mean of the first and of the last tenth of the steps
 _COLUMNS = {
@@ -196,13 +197,13 @@ def _names(paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
 class Live:
   """Keeps the dashboard of a run that is going on fresh: `with Live(folder) as live:` around it.
 
-  Calling it draws again, unless that would take more than 2 % of the time; it is drawn once more when
-  the block ends, also by an error, but not when the process was asked to stop. A drawing that fails is
-  said and costs nothing else.
+  Calling it draws again, unless that would take more than 2 % of the time, and first after a quarter of
+  a minute; it is drawn once more when the block ends, also by an error, but not when the process was
+  asked to stop. A drawing that fails is said and costs nothing else.
   """
 
   def __init__(self, folder: str | pathlib.Path):
-    self._folder, self._due = pathlib.Path(folder), 0.0
+    self._folder, self._due = pathlib.Path(folder), time.monotonic() + _FIRST_S
 
   def __call__(self):
     if time.monotonic() >= self._due:

@@ -25,7 +25,7 @@ COLOURS = (
 )  # fmt: skip
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 _STOP = "#c1121f"
-_COLUMNS = 3
+_COLUMNS, _LEGEND_COLUMNS = 3, 4
 TIMES = ("time/sample", "time/score", "time/train")
 
 
@@ -119,26 +119,47 @@ def grid(
   timed = has_times(list(runs.values()))
   if not wanted and not timed:
     return None
-  count = len(wanted) + timed
+  several = len(runs) > 1
+  figure, cells = _cells(len(wanted) + timed, title, runs if several else {}, stops)
+  for cell, panel in zip(cells, wanted):
+    _draw(figure.add_subplot(cell), panel, runs, stops)
+  if timed:
+    axes = figure.add_subplot(cells[-1])
+    _time_bars(axes, runs) if several else _time_shares(axes, *runs.values(), stops)
+  return figure
+
+
+def _cells(count: int, title: str, named: Mapping[str, Metrics], stops):
+  """A figure with its title and a legend of the named runs, and places for `count` plots, by rows.
+
+  All sizes are fixed, in inches: to find them from the texts takes longer than to draw the figure.
+  """
   columns = min(_COLUMNS, count)
   rows = math.ceil(count / columns)
-  several = len(runs) > 1
-  figure = Figure(figsize=(2.95 * columns + 0.1, 2.0 * rows + 0.6), layout="constrained")
   lines = textwrap.fill(title, 38 * columns)
-  figure.suptitle(lines, x=0.01, ha="left", fontsize=10.5, color=INK)
-  for place, panel in enumerate(wanted):
-    _draw(figure.add_subplot(rows, columns, place + 1), panel, runs, stops)
-  if timed:
-    axes = figure.add_subplot(rows, columns, count)
-    _time_bars(axes, runs) if several else _time_shares(axes, *runs.values(), stops)
-  if several:
-    handles = [
-      Line2D([], [], color=colour, linewidth=2.2, label=name + _stopped_at(stops.get(name)))
-      for name, colour in colours(runs).items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
-  figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
-  return figure
+  handles = [
+    Line2D([], [], color=colour, linewidth=2.2, label=name + _stopped_at(stops.get(name)))
+    for name, colour in colours(named).items()
+  ]
+  top = 0.32 + 0.17 * (lines.count("\n") + 1) * bool(lines)
+  bottom = 0.42 + 0.24 * math.ceil(len(handles) / _LEGEND_COLUMNS) + 0.24 * bool(handles)
+  width, height = 2.95 * columns + 0.1, 1.4 * rows + 0.62 * (rows - 1) + top + bottom
+  figure = Figure(figsize=(width, height))
+  figure.suptitle(lines, x=0.01, y=1 - 0.08 / height, ha="left", va="top", fontsize=10.5, color=INK)
+  if handles:
+    figure.legend(handles=handles, loc="lower center", ncols=min(_LEGEND_COLUMNS, len(handles)))
+  inner = (width - 0.74 - 0.12 - 0.78 * (columns - 1)) / columns
+  places = figure.add_gridspec(
+    rows,
+    columns,
+    left=0.74 / width,
+    right=1 - 0.12 / width,
+    top=1 - top / height,
+    bottom=bottom / height,
+    wspace=0.78 / inner,
+    hspace=0.62 / 1.4,
+  )
+  return figure, list(places)[:count]
 
 
 def _stopped_at(stop: tuple[int, str] | None) -> str:
@@ -165,7 +186,7 @@ def _draw(axes: Axes, panel: Panel, runs: Mapping[str, Metrics], stops) -> None:
     _legend(axes, panel, drawn, several)
   _scale(axes, panel, [metrics[m] for metrics in runs.values() for m in drawn if m in metrics])
   stopped = any(reason.startswith(m + " ") for _, reason in stops.values() for m in drawn)
-  axes.set_title(panel.title, color=_STOP if stopped else INK)
+  axes.set_title(panel.title, y=1.0, color=_STOP if stopped else INK)
   axes.set_ylabel(panel.unit, fontsize=8.5)
   _step_axis(axes)
 
@@ -251,7 +272,7 @@ def _time_shares(axes: Axes, metrics: Metrics, stops) -> None:
   axes.set_ylim(0, 1)
   axes.set_xlim(steps[0], steps[-1])
   mean = sum(time_shares(metrics).values())
-  axes.set_title(f"Time ({mean:.3g} s a step)", color=INK)
+  axes.set_title(f"Time ({mean:.3g} s a step)", y=1.0, color=INK)
   axes.set_ylabel("share of a step", fontsize=8.5)
   legend = axes.legend(fontsize=7.5, ncols=3, loc="lower center", handlelength=1.0)
   legend.set_frame_on(True)
@@ -288,5 +309,5 @@ def _time_bars(axes: Axes, runs: Mapping[str, Metrics]) -> None:
   axes.tick_params(labelsize=8, axis="x")
   axes.tick_params(length=0, axis="y")
   axes.grid(axis="y", visible=False)
-  axes.set_title("Time", color=INK)
+  axes.set_title("Time", y=1.0, color=INK)
   axes.set_xlabel("share of a step, and its seconds", fontsize=8, color=MUTED, labelpad=1)

@@ -239,6 +239,7 @@ def test_a_live_dashboard_takes_a_fiftieth_of_the_time(clock, tmp_path):
     live()
     now[0] += 0.5
   assert 9 <= len(drawn) <= 11  # 500 s of steps, a second each
+  assert drawn[0] == 100 + 15 + 1
 
 
 @pytest.mark.parametrize("error, last", [(None, 1), (FloatingPointError, 1), (SystemExit, 0)])
@@ -255,6 +256,6 @@ def test_the_end_of_a_run_is_drawn_unless_it_is_in_a_hurry(clock, tmp_path, erro
 
 def test_a_drawing_that_fails_is_said_and_ends_nothing(tmp_path, capsys):
   (tmp_path / "metrics.jsonl").write_text("no JSON\n\n")
-  with dashboard.Live(tmp_path) as live:
-    live()
+  with dashboard.Live(tmp_path):
+    pass
   assert "the dashboard was not drawn: " in capsys.readouterr().out
