@@ -12,21 +12,19 @@ from align_jax.errors import InputError  # noqa: E402
 from align_jax.models import packages  # noqa: E402
 from tests.parity.models_parity_test import assert_close, generate_greedily, theirs  # noqa: E402
 
+TEXT = (
+  "In 1905, Albert Einstein published 4 papers. The third introduced the special theory of "
+  "relativity, which"
+)
 
 
 @pytest.fixture(autouse=True)
 def optimised():
   """What runs through millions of weights is worth compiling well."""
-  before = jax.config.jax_disable_most_optimizations
+  before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
-
-
-TEXT = (
-  "In 1905, Albert Einstein published 4 papers. The third introduced the special theory of "
-  "relativity, which"
-)
 
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
