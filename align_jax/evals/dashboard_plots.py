@@ -26,6 +26,9 @@ COLOURS = (
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 _STOP = "#c1121f"
 _COLUMNS, _LEGEND_COLUMNS = 3, 4
+# Inches: of a plot, between plots and around them, with room for what is written there.
+_WIDTH, _HEIGHT, _BESIDE, _BELOW = 2.17, 1.4, 0.78, 0.62
+_LEFT, _RIGHT, _TOP, _BOTTOM, _LINE = 0.74, 0.14, 0.32, 0.42, 0.17
 TIMES = ("time/sample", "time/score", "time/train")
 
 
@@ -132,7 +135,7 @@ def grid(
 def _cells(count: int, title: str, named: Mapping[str, Metrics], stops):
   """A figure with its title and a legend of the named runs, and places for `count` plots, by rows.
 
-  All sizes are fixed, in inches: to find them from the texts takes longer than to draw the figure.
+  All sizes are fixed: to find them from the texts takes longer than to draw the figure.
   """
   columns = min(_COLUMNS, count)
   rows = math.ceil(count / columns)
@@ -141,23 +144,23 @@ def _cells(count: int, title: str, named: Mapping[str, Metrics], stops):
     Line2D([], [], color=colour, linewidth=2.2, label=name + _stopped_at(stops.get(name)))
     for name, colour in colours(named).items()
   ]
-  top = 0.32 + 0.17 * (lines.count("\n") + 1) * bool(lines)
-  bottom = 0.42 + 0.24 * math.ceil(len(handles) / _LEGEND_COLUMNS) + 0.24 * bool(handles)
-  width, height = 2.95 * columns + 0.1, 1.4 * rows + 0.62 * (rows - 1) + top + bottom
+  top = _TOP + _LINE * (lines.count("\n") + 1) * bool(lines)
+  bottom = _BOTTOM + 0.24 * math.ceil(len(handles) / _LEGEND_COLUMNS) + 0.24 * bool(handles)
+  width = _LEFT + _WIDTH * columns + _BESIDE * (columns - 1) + _RIGHT
+  height = top + _HEIGHT * rows + _BELOW * (rows - 1) + bottom
   figure = Figure(figsize=(width, height))
   figure.suptitle(lines, x=0.01, y=1 - 0.08 / height, ha="left", va="top", fontsize=10.5, color=INK)
   if handles:
     figure.legend(handles=handles, loc="lower center", ncols=min(_LEGEND_COLUMNS, len(handles)))
-  inner = (width - 0.74 - 0.12 - 0.78 * (columns - 1)) / columns
   places = figure.add_gridspec(
     rows,
     columns,
-    left=0.74 / width,
-    right=1 - 0.12 / width,
+    left=_LEFT / width,
+    right=1 - _RIGHT / width,
     top=1 - top / height,
     bottom=bottom / height,
-    wspace=0.78 / inner,
-    hspace=0.62 / 1.4,
+    wspace=_BESIDE / _WIDTH,
+    hspace=_BELOW / _HEIGHT,
   )
   return figure, list(places)[:count]
 
@@ -186,9 +189,14 @@ def _draw(axes: Axes, panel: Panel, runs: Mapping[str, Metrics], stops) -> None:
     _legend(axes, panel, drawn, several)
   _scale(axes, panel, [metrics[m] for metrics in runs.values() for m in drawn if m in metrics])
   stopped = any(reason.startswith(m + " ") for _, reason in stops.values() for m in drawn)
-  axes.set_title(panel.title, y=1.0, color=_STOP if stopped else INK)
+  _title(axes, panel.title, _STOP if stopped else INK)
   axes.set_ylabel(panel.unit, fontsize=8.5)
   _step_axis(axes)
+
+
+def _title(axes: Axes, text: str, colour: str = INK) -> None:
+  """At a fixed height: nothing stands above the axes, and to look for it takes a third of a drawing."""
+  axes.set_title(text, y=1.0, color=colour)
 
 
 def _line(axes: Axes, series: Series, colour: str, dashes, *, faint: bool) -> None:
@@ -272,7 +280,7 @@ def _time_shares(axes: Axes, metrics: Metrics, stops) -> None:
   axes.set_ylim(0, 1)
   axes.set_xlim(steps[0], steps[-1])
   mean = sum(time_shares(metrics).values())
-  axes.set_title(f"Time ({mean:.3g} s a step)", y=1.0, color=INK)
+  _title(axes, f"Time ({mean:.3g} s a step)")
   axes.set_ylabel("share of a step", fontsize=8.5)
   legend = axes.legend(fontsize=7.5, ncols=3, loc="lower center", handlelength=1.0)
   legend.set_frame_on(True)
@@ -309,5 +317,5 @@ def _time_bars(axes: Axes, runs: Mapping[str, Metrics]) -> None:
   axes.tick_params(labelsize=8, axis="x")
   axes.tick_params(length=0, axis="y")
   axes.grid(axis="y", visible=False)
-  axes.set_title("Time", y=1.0, color=INK)
+  _title(axes, "Time")
   axes.set_xlabel("share of a step, and its seconds", fontsize=8, color=MUTED, labelpad=1)

@@ -254,8 +254,10 @@ def test_the_end_of_a_run_is_drawn_unless_it_is_in_a_hurry(clock, tmp_path, erro
   assert len(clock[1]) == last
 
 
-def test_a_drawing_that_fails_is_said_and_ends_nothing(tmp_path, capsys):
+def test_a_drawing_that_fails_is_said_and_ends_nothing(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(dashboard, "_FIRST_S", 0.0)
   (tmp_path / "metrics.jsonl").write_text("no JSON\n\n")
-  with dashboard.Live(tmp_path):
-    pass
+  with dashboard.Live(tmp_path) as live:
+    live()
+    assert "the dashboard was not drawn: " in capsys.readouterr().out
   assert "the dashboard was not drawn: " in capsys.readouterr().out
