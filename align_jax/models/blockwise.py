@@ -1,8 +1,8 @@
 """Attention a tile of queries and keys at a time, in plain JAX: no [T, T] array on any platform.
 
 The softmax is carried from tile to tile (Rabe & Staats 2021, 2112.05682); the backward pass computes
-the tiles again from the logsumexps (Dao et al. 2022, 2205.14135).  A tile of queries meets the keys
-from the first tile to the last that it can see, so packed rows cost what their segments cost.
+the tiles again from the logsumexps (Dao et al. 2022, 2205.14135).  A tile of queries meets only tiles
+of keys that it can see, so packed rows cost what their segments cost, and branches not each other.
 """
 
 import functools
@@ -15,7 +15,9 @@ from jax.ad_checkpoint import checkpoint_name
 from align_jax.models.attention import MASKED, SAVED_NAME, Rows, seen
 
 BLOCK = 512  # tokens of a tile
-SERIAL_BLOCK = 128  # small enough for a CPU's cache
+SERIAL_BLOCK = (
+  64  # small enough for a CPU's cache; with 128 a third more of packed rows is computed
+)
 
 
 class Options(NamedTuple):
@@ -79,8 +81,8 @@ def _by_head(function, options, queries, keys, *heads):
   """function(tiles, *heads) for every row and key head; heads [B, T, K, ...], as its outputs."""
   tiles = _Tiles.of(options, queries, keys)
   if not options.serial:  # side by side, so all rows go through the tiles that one of them needs
-    tiles = tiles._replace(first=tiles.first.min(axis=0), last=tiles.last.max(axis=0))
-    over = _Tiles(0, 0, None, None)
+    tiles = tiles._replace(reach=tiles.reach.any(axis=0))
+    over = _Tiles(0, 0, None)
     of_row = jax.vmap(function, in_axes=(None, *(1 for _ in heads)), out_axes=1)
     return jax.vmap(of_row, in_axes=(over, *(0 for _ in heads)))(tiles, *heads)
 
@@ -95,14 +97,14 @@ def _by_head(function, options, queries, keys, *heads):
 
 def _forward_of_head(options, tiles, q, k, v):
   """q [T, G, H], k and v [S, H] -> output [T, G, H] and logsumexp [T, G], float32."""
-  count, size = tiles.first.shape[0], min(options.block, q.shape[0]) * q.shape[1]
-  flat = _flat(q)
+  count, size = tiles.reach.shape[0], min(options.block, q.shape[0]) * q.shape[1]
+  flat, (order, until) = _flat(q), tiles.in_order()
 
   def of_tile(i):
     q_i = _tile(flat, i, size)
 
-    def step(j, carry):
-      top, total, out = carry
+    def step(n, carry):
+      j, (top, total, out) = order[i, n], carry
       scores, _ = _scores(options, tiles, q_i, _tile(k, j, options.block), i, j)
       new_top = jnp.maximum(top, _largest(options, scores))
       weights, decay = jnp.exp(scores - new_top[:, None]), jnp.exp(top - new_top)
@@ -110,7 +112,7 @@ def _forward_of_head(options, tiles, q, k, v):
       return new_top, total * decay + weights.sum(-1), out * decay[:, None] + values
 
     start = jnp.full(size, MASKED), jnp.zeros(size), jnp.zeros(q_i.shape)
-    top, total, out = jax.lax.fori_loop(tiles.first[i], tiles.last[i] + 1, step, start)
+    top, total, out = jax.lax.fori_loop(0, until[i], step, start)
     return out / total[:, None], top + jnp.log(total)
 
   out, logsumexp = jax.lax.map(of_tile, jnp.arange(count))
@@ -119,14 +121,15 @@ def _forward_of_head(options, tiles, q, k, v):
 
 def _backward_of_head(options, tiles, q, k, v, d_out, logsumexp, delta):
   """With p the weights and Δ = Σ out d_out: dv = pᵀ d_out, ds = p (d_out vᵀ − Δ), dq = ds k, dk = dsᵀ q."""
-  count, size = tiles.first.shape[0], min(options.block, q.shape[0]) * q.shape[1]
+  count, size = tiles.reach.shape[0], min(options.block, q.shape[0]) * q.shape[1]
+  order, until = tiles.in_order()
   queries = [_flat(x) for x in (q, d_out, logsumexp, delta)]
 
   def of_tile(carry, i):
     q_i, do_i, sum_i, delta_i = (_tile(x, i, size) for x in queries)
 
-    def step(j, carry):
-      dk, dv, dq = carry
+    def step(n, carry):
+      j, (dk, dv, dq) = order[i, n], carry
       k_j, v_j = (_tile(x, j, options.block) for x in (k, v))
       scores, slope = _scores(options, tiles, q_i, k_j, i, j)
       weights = jnp.exp(scores - sum_i[:, None])
@@ -138,7 +141,7 @@ def _backward_of_head(options, tiles, q, k, v, d_out, logsumexp, delta):
       return dk, dv, dq + _product("qs,sh->qh", ds, k_j)
 
     start = (*carry, jnp.zeros(q_i.shape))
-    dk, dv, dq = jax.lax.fori_loop(tiles.first[i], tiles.last[i] + 1, step, start)
+    dk, dv, dq = jax.lax.fori_loop(0, until[i], step, start)
     return (dk, dv), dq
 
   start = jnp.zeros(k.shape), jnp.zeros(v.shape)
@@ -166,30 +169,40 @@ def _turned(options: Options, x: jax.Array) -> jax.Array:
 
 
 class _Tiles(NamedTuple):
-  """Who is in the tiles of a row, and the first and last tile of keys for each of queries.
+  """Who is in the tiles of a row, and which tiles of keys each tile of queries can see.
 
   Of B rows everything has an axis more in front.
   """
 
   queries: Rows  # [T]
   keys: Rows  # [S]
-  first: jax.Array  # [T / tile]
-  last: jax.Array
+  reach: jax.Array  # [T / tile, S / tile]
 
   @classmethod
   def of(cls, options: Options, queries: Rows, keys: Rows) -> "_Tiles":
-    """Of B rows; a tile counts as seen unless places, segments or window rule all its pairs out."""
+    """Of B rows; a tile is seen unless places, segments, branches or window rule all its pairs out."""
     q, k = (_bounds_of(rows, options.block) for rows in (queries, keys))
     reach = k.places[0][:, None] <= q.places[1][:, :, None]
     if queries.segment_ids is not None:
-      meet = k.segment_ids[0][:, None] <= q.segment_ids[1][:, :, None]
-      reach &= meet & (q.segment_ids[0][:, :, None] <= k.segment_ids[1][:, None])
+      reach &= _meet(q.segment_ids, k.segment_ids)
+    if queries.branch_ids is not None:
+      trunk = k.branch_ids[0][:, None] == 0
+      reach &= trunk | _meet(q.branch_ids, k.branch_ids)
     if options.window is not None:
       which = "places" if queries.branch_ids is None else "positions"
       nearest = getattr(q, which)[0][:, :, None] - getattr(k, which)[1][:, None]
       reach &= nearest < options.window
-    last = reach.shape[2] - 1 - jnp.argmax(reach[:, :, ::-1], axis=2)
-    return cls(queries, keys, jnp.argmax(reach, axis=2), last)
+    return cls(queries, keys, reach)
+
+  def in_order(self) -> tuple[jax.Array, jax.Array]:
+    """Of a row: for each tile of queries all tiles of keys, first those it sees, and how many these are."""
+    return jnp.argsort(~self.reach, axis=1, stable=True), self.reach.sum(axis=1)
+
+
+def _meet(queries: tuple, keys: tuple) -> jax.Array:
+  """Whether ranges (least, largest) [B, T / tile] and [B, S / tile] overlap, [B, T / tile, S / tile]."""
+  q, k = ([x[:, :, None] for x in queries], [x[:, None] for x in keys])
+  return (k[0] <= q[1]) & (q[0] <= k[1])
 
 
 def _bounds_of(rows: Rows, block: int) -> Rows:

@@ -1,5 +1,7 @@
 """What is read off a transformer: log-probs of given tokens, and one number per position."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -112,26 +114,70 @@ def head_variables(model: Transformer, variables):
 def map_positions(score, arrays, *, chunk_size: int | None, count: jax.Array | None = None):
   """`score(*arrays)` in chunks of positions, each recomputed in the backward pass.
 
-  arrays: [B, T, ...] each; score: their chunks [B, C, ...] to a tuple of arrays [B, C]. With
+  arrays: [B, T, ...] each; score: their chunks [B, C, ...] to a tree of arrays [B, C]. With
   `count` [], the positions from `count` on are empty in every row: chunks of nothing else are
   skipped, in the backward pass too, and give 0.
   """
   length = arrays[0].shape[1]
   if chunk_size is None or chunk_size >= length:
     return score(*arrays)
-  split = tuple(_split(x, chunk_size) for x in arrays)
-  starts = jnp.arange(split[0].shape[0]) * chunk_size
-
-  def one(start_and_chunk):
-    start, chunk = start_and_chunk
-    if count is None:
-      return score(*chunk)
-    shapes = jax.eval_shape(score, *chunk)
-    empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.cond(start < count, lambda: score(*chunk), lambda: empty)
-
-  scores = jax.lax.map(jax.checkpoint(one, prevent_cse=False), (starts, split))  # [N, B, C]
+  chunks = tuple(_split(x, chunk_size) for x in arrays)
+  number = jnp.asarray(chunks[0].shape[0] if count is None else -(-count // chunk_size))
+  score, learned = jax.closure_convert(score, *(x[0] for x in chunks))
+  scores = _in_chunks(score, number, learned, chunks)  # [N, B, C]
   return jax.tree.map(lambda x: _join(x, length), scores)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_chunks(score, number, learned, chunks):
+  """score(*chunk, *learned) for the first `number` chunks, 0 for the others.
+
+  A loop each way, whose end depends on the data. Of a scan over chunks and conditions XLA carries
+  what every chunk's forward pass leaves, the table among it, from one condition to the next.
+  """
+
+  def step(i, found):
+    return _put(found, i, score(*_chunk(chunks, i), *learned))
+
+  shapes = jax.eval_shape(score, *_chunk(chunks, 0), *learned)
+  found = jax.tree.map(lambda s: jnp.zeros((len(chunks[0]), *s.shape), s.dtype), shapes)
+  return jax.lax.fori_loop(0, number, step, found)
+
+
+def _in_chunks_forward(score, number, learned, chunks):
+  return _in_chunks(score, number, learned, chunks), (number, learned, chunks)
+
+
+def _in_chunks_backward(score, saved, d_scores):
+  number, learned, chunks = saved
+  real = [jnp.issubdtype(x.dtype, jnp.floating) for x in chunks]
+  varied = [x for x, is_real in zip(chunks, real) if is_real]
+
+  def step(i, gradients):
+    def of(varied, learned):
+      rest = iter(varied)
+      chunk = [next(rest) if is_real else x for x, is_real in zip(_chunk(chunks, i), real)]
+      return score(*chunk, *learned)
+
+    pull = jax.vjp(of, _chunk(varied, i), learned)[1]
+    d_varied, d_learned = pull(_chunk(d_scores, i))
+    return _put(gradients[0], i, d_varied), jax.tree.map(jnp.add, gradients[1], d_learned)
+
+  zeros = jax.tree.map(jnp.zeros_like, (varied, learned))
+  d_varied, d_learned = jax.lax.fori_loop(0, number, step, zeros)
+  rest = iter(d_varied)
+  return None, d_learned, tuple(next(rest) if is_real else None for is_real in real)
+
+
+_in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)
+
+
+def _chunk(tree, i):
+  return jax.tree.map(lambda x: x[i], tree)
+
+
+def _put(tree, i, parts):
+  return jax.tree.map(lambda x, part: x.at[i].set(part), tree, parts)
 
 
 def target_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
