@@ -1,5 +1,7 @@
 """What every command's process sets before it computes."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -31,3 +33,31 @@ def test_sums_on_cpu_are_xlas_own_unless_the_user_says_otherwise(tmp_path):
   reductions = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE"
   devices, fusions = _devices_and_ynn_fusions(reductions, tmp_path)
   assert devices == 1 and fusions > 0
+
+
+_PAGES = """
+import os, sys
+from align_jax import app
+print("begins", flush=True)
+app.use_huge_pages()
+block = bytearray(1 << 27)
+maps = open("/proc/self/smaps").read()
+flags = [line for line in maps.splitlines() if line.startswith("VmFlags")]
+print(os.getpid(), sys.argv[1:], sum(" hg" in line for line in flags) > 0)
+"""
+_ON_DEMAND = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+  not _ON_DEMAND.exists() or "[madvise]" not in _ON_DEMAND.read_text(),
+  reason="this kernel does not give huge pages on demand",
+)
+@pytest.mark.parametrize("given, starts", [(None, 2), ("glibc.malloc.tcache_count=7", 1)])
+def test_commands_get_huge_pages_unless_the_user_says_something_of_glibc(given, starts):
+  environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+  environment |= {"GLIBC_TUNABLES": given} if given else {}
+  command = [sys.executable, "-c", _PAGES, "--config.x=1", "a b"]
+  child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+  *begins, found = child.communicate()[0].splitlines()
+  assert begins == ["begins"] * starts
+  assert found == f"{child.pid} ['--config.x=1', 'a b'] {given is None}"

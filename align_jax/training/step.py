@@ -47,8 +47,9 @@ def train_step(
     (_, metrics), grads = value_and_grad(state.params, frozen, batch, rng)
   else:
     metrics, grads = _accumulated(value_and_grad, state.params, frozen, batch, rng, accumulate)
-  weight = jnp.maximum(metrics["loss"].weight, 1e-8)
-  grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+  # A product, which XLA computes again wherever it is read; a quotient would be written out.
+  share = 1 / jnp.maximum(metrics["loss"].weight, 1e-8)
+  grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics["grad_norm"] = Mean(optimizer.global_norm(grads), jnp.ones(()))
