@@ -45,20 +45,37 @@ def test_a_window_longer_by_one_is_told_apart(small_tiles):
   assert compare(Case(LENGTH, "blockwise", window=9), wrong_window=10) > 1e-2
 
 
+@pytest.mark.parametrize("of", ["segments", "branches"])
 @pytest.mark.parametrize("serial", [False, True])
-def test_tiles_that_nobody_sees_are_skipped(serial, small_tiles):
-  """Keys of another segment are NaN: looked at, even a weight of 0 would carry them into the output."""
-  ids = jnp.arange(64)[None]
+def test_tiles_that_nobody_sees_are_skipped(serial, of, small_tiles):
+  """Keys out of sight are NaN: looked at, even a weight of 0 would carry them on.
+
+  Of branches: a trunk of 16 tokens, a branch of 16 that is NaN, and one of 32 behind it.
+  """
+  ids, one = jnp.arange(64)[None], jnp.ones((1, 64), jnp.int32)
   x = jnp.ones((1, 64, 1, 1, 4))
-  poisoned = jnp.ones((1, 64, 1, 4)).at[:, :32].set(jnp.nan)
+  unseen = slice(0 if of == "segments" else 16, 32)
+  poisoned = jnp.ones((1, 64, 1, 4)).at[:, unseen].set(jnp.nan)
 
-  def output(segments):
+  def found(start):
+    """Outputs behind place 32, and the gradient of their sum by the keys that they see."""
+    branches = jnp.where(ids < 16, 0, jnp.where(ids < start, 1, 2))
+    rows = attention.Rows(
+      ids, ids, *((1 + (ids >= start), None) if of == "segments" else (one, branches))
+    )
     how = blockwise.Options(1.0, None, None, serial=serial)
-    rows = attention.Rows(ids, ids, segments, None)
-    return blockwise.attend(x, poisoned, poisoned, rows, rows, how)[:, 32:]
 
-  np.testing.assert_allclose(output(ids // 32), 1.0, rtol=1e-6)
-  assert np.isnan(output(ids // 33)).any()  # the control: one segment reaches into both halves
+    def output(k):
+      return blockwise.attend(x, k, k, rows, rows, how)[:, 32:]
+
+    gradient = jax.vjp(output, poisoned)[1](jnp.ones((1, 32, 1, 1, 4)))[0]
+    return output(poisoned), gradient[:, 32:]
+
+  outputs, gradient = found(32)
+  np.testing.assert_allclose(outputs, 1.0, rtol=1e-6)
+  assert np.isfinite(gradient).all()
+  outputs, gradient = found(33)  # the control: those before reach into the tile behind 32
+  assert np.isnan(outputs).any() and np.isnan(gradient).any()
 
 
 def test_rows_that_do_not_split_are_refused():

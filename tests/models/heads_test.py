@@ -75,6 +75,42 @@ def test_only_what_counts_is_scored(subject, chunk_size, monkeypatch):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), gradient, expected)
 
 
+def test_chunks_of_many_models_are_those_of_each(subject):
+  """Under vmap, each with a count of its own."""
+  model, variables, tokens = subject
+  each = [jax.tree.map(lambda x, scale=scale: scale * x, variables) for scale in (1, 2)]
+
+  def stacked(trees):
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+  masks = jnp.asarray([[[1] * 9 + [0]] * 2, [[0, 1] + [0] * 8] * 2])
+
+  def loss(variables, mask):
+    return models.token_logprobs(model, variables, tokens, chunk_size=3, where=mask).sum()
+
+  at_once = jax.vmap(jax.grad(loss))(stacked(each), masks)
+  alone = stacked([jax.grad(loss)(one, mask) for one, mask in zip(each, masks)])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), at_once, alone)
+
+
+def test_a_head_that_does_not_learn_has_no_gradient_computed():
+  """Of a chunk, three products: logits again, the gradient of what it read, and that of the table."""
+  table, hidden, targets = jnp.ones((64, 8)), jnp.ones((3, 13, 8)), jnp.ones((3, 13), jnp.int32)
+
+  def products(argnums):
+    def loss(table, hidden):
+      def score(hidden, targets):
+        return (models.target_logprobs(hidden @ table.T, targets),)
+
+      arrays, count = (hidden, targets), jnp.asarray(9)
+      return models.map_positions(score, arrays, chunk_size=4, count=count)[0].sum()
+
+    gradient = jax.jit(jax.grad(loss, argnums)).lower(table, hidden).compile()
+    return gradient.as_text().count(" dot(")
+
+  assert [products(which) for which in (0, 1, (0, 1))] == [2, 2, 3]
+
+
 def test_chunks_never_hold_all_logits(subject):
   model, variables, _ = subject
   tokens = jax.ShapeDtypeStruct((4, 257), jnp.int32)
