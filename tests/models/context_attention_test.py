@@ -48,9 +48,10 @@ def test_a_window_longer_by_one_is_told_apart(small_tiles):
 @pytest.mark.parametrize("of", ["segments", "branches"])
 @pytest.mark.parametrize("serial", [False, True])
 def test_tiles_that_nobody_sees_are_skipped(serial, of, small_tiles):
-  """Keys out of sight are NaN: looked at, even a weight of 0 would carry them on.
+  """Keys and values out of sight are NaN: looked at, even a weight of 0 would carry them on.
 
-  Of branches: a trunk of 16 tokens, a branch of 16 that is NaN, and one of 32 behind it.
+  Of branches: a trunk of 16 tokens, a branch of 16 that is NaN, and one of 32 behind it, whose tokens
+  see the trunk, of value 3, and their own, of value 1, with equal weights.
   """
   ids, one = jnp.arange(64)[None], jnp.ones((1, 64), jnp.int32)
   x = jnp.ones((1, 64, 1, 1, 4))
@@ -66,13 +67,18 @@ def test_tiles_that_nobody_sees_are_skipped(serial, of, small_tiles):
     how = blockwise.Options(1.0, None, None, serial=serial)
 
     def output(k):
-      return blockwise.attend(x, k, k, rows, rows, how)[:, 32:]
+      v = k.at[:, :16].mul(3.0)
+      return blockwise.attend(x, k, v, rows, rows, how)[:, 32:]
 
     gradient = jax.vjp(output, poisoned)[1](jnp.ones((1, 32, 1, 1, 4)))[0]
     return output(poisoned), gradient[:, 32:]
 
+  own, trunk = np.arange(1, 33), 16 if of == "branches" else 0
   outputs, gradient = found(32)
-  np.testing.assert_allclose(outputs, 1.0, rtol=1e-6)
+  expected = np.broadcast_to(
+    ((3 * trunk + own) / (trunk + own))[None, :, None, None, None], outputs.shape
+  )
+  np.testing.assert_allclose(outputs, expected, rtol=1e-6)
   assert np.isfinite(gradient).all()
   outputs, gradient = found(33)  # the control: those before reach into the tile behind 32
   assert np.isnan(outputs).any() and np.isnan(gradient).any()
