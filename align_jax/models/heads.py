@@ -122,7 +122,7 @@ def map_positions(score, arrays, *, chunk_size: int | None, count: jax.Array | N
   if chunk_size is None or chunk_size >= length:
     return score(*arrays)
   chunks = tuple(_split(x, chunk_size) for x in arrays)
-  number = jnp.asarray(chunks[0].shape[0] if count is None else -(-count // chunk_size))
+  number = len(chunks[0]) if count is None else -(-count // chunk_size)
   score, learned = jax.closure_convert(score, *(x[0] for x in chunks))
   scores = _in_chunks(score, number, learned, chunks)  # [N, B, C]
   return jax.tree.map(lambda x: _join(x, length), scores)
@@ -141,7 +141,7 @@ def _in_chunks(score, number, learned, chunks):
 
   shapes = jax.eval_shape(score, *_chunk(chunks, 0), *learned)
   found = jax.tree.map(lambda s: jnp.zeros((len(chunks[0]), *s.shape), s.dtype), shapes)
-  return jax.lax.fori_loop(0, number, step, found)
+  return _loop(number, len(chunks[0]), step, found)
 
 
 def _in_chunks_forward(score, number, learned, chunks):
@@ -164,12 +164,24 @@ def _in_chunks_backward(score, saved, d_scores):
     return _put(gradients[0], i, d_varied), jax.tree.map(jnp.add, gradients[1], d_learned)
 
   zeros = jax.tree.map(jnp.zeros_like, (varied, learned))
-  d_varied, d_learned = jax.lax.fori_loop(0, number, step, zeros)
+  d_varied, d_learned = _loop(number, len(chunks[0]), step, zeros)
   rest = iter(d_varied)
   return None, d_learned, tuple(next(rest) if is_real else None for is_real in real)
 
 
 _in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)
+
+
+def _loop(number, most: int, step, start):
+  """`fori_loop(0, number, step, start)`; its condition says how often at most, for `scale.flops`."""
+
+  def goes_on(carry):
+    return (carry[0] < most) & (carry[0] < number)
+
+  def body(carry):
+    return carry[0] + 1, step(*carry)
+
+  return jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), start))[1]
 
 
 def _chunk(tree, i):

@@ -4,14 +4,12 @@ import math
 
 from jax.extend import core
 
-_BRANCHES = "branches"
-
 
 def count(jaxpr) -> float:
   """Multiplications and additions of all matrix products, over all devices, recomputation included.
 
-  A scan counts as often as it runs; of branches the dearest; a `while` whose trips are not known
-  counts once (a decoding loop: one token).
+  A scan counts as often as it runs; of branches the dearest; a `while` as often as a number in its
+  condition allows, and once where there is none (a decoding loop: one token).
   """
   jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
   return sum(_of(eqn) for eqn in jaxpr.eqns)
@@ -32,9 +30,17 @@ def _of(eqn) -> float:
   if name == "cond":
     return max(inner)
   times = eqn.params["length"] if name == "scan" else 1
+  if name == "while":
+    times = _most(eqn.params["cond_jaxpr"].jaxpr)
   if name == "shard_map":
     times = math.prod(eqn.params["mesh"].shape[axis] for axis in _manual(eqn.params))
   return times * sum(inner)
+
+
+def _most(condition) -> int:
+  """The least number that the condition of a loop, which counts from 0, wants something below."""
+  below = [eqn.invars[1] for eqn in condition.eqns if eqn.primitive.name == "lt"]
+  return min((int(x.val) for x in below if isinstance(x, core.Literal)), default=1)
 
 
 def _manual(params) -> frozenset[str]:

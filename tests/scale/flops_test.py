@@ -28,6 +28,38 @@ def test_a_scan_counts_its_trips_and_a_branch_its_dearest_side():
   assert counted(either, True, x) == 2 * 2 * M**3
 
 
+def test_a_loop_counts_as_often_as_its_condition_allows():
+  def of(condition):
+    def power(n, x):
+      start = (jnp.zeros((), jnp.int32), x)
+      return jax.lax.while_loop(lambda c: condition(c[0], n), lambda c: (c[0] + 1, c[1] @ x), start)
+
+    return counted(power, jnp.zeros((), jnp.int32), jnp.zeros((M, M))) / (2 * M**3)
+
+  assert of(lambda i, n: (i < 5) & (i < n)) == 5
+  assert of(lambda i, n: i < n) == 1
+
+
+@pytest.mark.parametrize("where", [None, jnp.ones((2, 32))])
+def test_a_head_in_chunks_counts_as_a_whole_one_and_its_logits_once_more(where):
+  config = models.ModelConfig(
+    vocab_size=64, embed_dim=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=48
+  )
+  model = models.Transformer(config)
+  tokens = jnp.zeros((2, 33), jnp.int32)
+
+  def gradient(chunk):
+    def loss(p):
+      return models.token_logprobs(
+        model, {"params": p}, tokens, chunk_size=chunk, where=where
+      ).sum()
+
+    return counted(jax.grad(loss), models.abstract_params(model))
+
+  logits = 2 * 2 * 32 * config.embed_dim * config.vocab_size
+  assert gradient(8) == gradient(None) + logits
+
+
 def test_recomputation_is_counted():
   w, x = jnp.zeros((K, K)), jnp.zeros((M, K))
 
