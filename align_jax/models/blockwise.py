@@ -15,9 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from align_jax.models.attention import MASKED, SAVED_NAME, Rows, seen
 
 BLOCK = 512  # tokens of a tile
-SERIAL_BLOCK = (
-  64  # small enough for a CPU's cache; with 128 a third more of packed rows is computed
-)
+SERIAL_BLOCK = 64  # small enough for a CPU's cache, and for short segments
 
 
 class Options(NamedTuple):
@@ -80,9 +78,8 @@ _attend.defvjp(_forward, _backward)
 def _by_head(function, options, queries, keys, *heads):
   """function(tiles, *heads) for every row and key head; heads [B, T, K, ...], as its outputs."""
   tiles = _Tiles.of(options, queries, keys)
-  if not options.serial:  # side by side, so all rows go through the tiles that one of them needs
-    tiles = tiles._replace(reach=tiles.reach.any(axis=0))
-    over = _Tiles(0, 0, None)
+  if not options.serial:
+    over = _Tiles(0, 0, None, None)
     of_row = jax.vmap(function, in_axes=(None, *(1 for _ in heads)), out_axes=1)
     return jax.vmap(of_row, in_axes=(over, *(0 for _ in heads)))(tiles, *heads)
 
@@ -97,14 +94,14 @@ def _by_head(function, options, queries, keys, *heads):
 
 def _forward_of_head(options, tiles, q, k, v):
   """q [T, G, H], k and v [S, H] -> output [T, G, H] and logsumexp [T, G], float32."""
-  count, size = tiles.reach.shape[0], min(options.block, q.shape[0]) * q.shape[1]
-  flat, (order, until) = _flat(q), tiles.in_order()
+  count, size = tiles.order.shape[0], min(options.block, q.shape[0]) * q.shape[1]
+  flat = _flat(q)
 
   def of_tile(i):
     q_i = _tile(flat, i, size)
 
     def step(n, carry):
-      j, (top, total, out) = order[i, n], carry
+      j, (top, total, out) = tiles.order[i, n], carry
       scores, _ = _scores(options, tiles, q_i, _tile(k, j, options.block), i, j)
       new_top = jnp.maximum(top, _largest(options, scores))
       weights, decay = jnp.exp(scores - new_top[:, None]), jnp.exp(top - new_top)
@@ -112,7 +109,7 @@ def _forward_of_head(options, tiles, q, k, v):
       return new_top, total * decay + weights.sum(-1), out * decay[:, None] + values
 
     start = jnp.full(size, MASKED), jnp.zeros(size), jnp.zeros(q_i.shape)
-    top, total, out = jax.lax.fori_loop(0, until[i], step, start)
+    top, total, out = jax.lax.fori_loop(0, tiles.until[i], step, start)
     return out / total[:, None], top + jnp.log(total)
 
   out, logsumexp = jax.lax.map(of_tile, jnp.arange(count))
@@ -121,15 +118,14 @@ def _forward_of_head(options, tiles, q, k, v):
 
 def _backward_of_head(options, tiles, q, k, v, d_out, logsumexp, delta):
   """With p the weights and Δ = Σ out d_out: dv = pᵀ d_out, ds = p (d_out vᵀ − Δ), dq = ds k, dk = dsᵀ q."""
-  count, size = tiles.reach.shape[0], min(options.block, q.shape[0]) * q.shape[1]
-  order, until = tiles.in_order()
+  count, size = tiles.order.shape[0], min(options.block, q.shape[0]) * q.shape[1]
   queries = [_flat(x) for x in (q, d_out, logsumexp, delta)]
 
   def of_tile(carry, i):
     q_i, do_i, sum_i, delta_i = (_tile(x, i, size) for x in queries)
 
     def step(n, carry):
-      j, (dk, dv, dq) = order[i, n], carry
+      j, (dk, dv, dq) = tiles.order[i, n], carry
       k_j, v_j = (_tile(x, j, options.block) for x in (k, v))
       scores, slope = _scores(options, tiles, q_i, k_j, i, j)
       weights = jnp.exp(scores - sum_i[:, None])
@@ -141,7 +137,7 @@ def _backward_of_head(options, tiles, q, k, v, d_out, logsumexp, delta):
       return dk, dv, dq + _product("qs,sh->qh", ds, k_j)
 
     start = (*carry, jnp.zeros(q_i.shape))
-    dk, dv, dq = jax.lax.fori_loop(0, until[i], step, start)
+    dk, dv, dq = jax.lax.fori_loop(0, tiles.until[i], step, start)
     return (dk, dv), dq
 
   start = jnp.zeros(k.shape), jnp.zeros(v.shape)
@@ -171,12 +167,15 @@ def _turned(options: Options, x: jax.Array) -> jax.Array:
 class _Tiles(NamedTuple):
   """Who is in the tiles of a row, and which tiles of keys each tile of queries can see.
 
-  Of B rows everything has an axis more in front.
+  order: for each tile of queries all tiles of keys, first the `until` that it sees. Of B rows everything
+  has an axis more in front, but for `order` and `until` where rows go side by side: then all go
+  through the tiles that one of them needs.
   """
 
   queries: Rows  # [T]
   keys: Rows  # [S]
-  reach: jax.Array  # [T / tile, S / tile]
+  order: jax.Array  # [T / tile, S / tile]
+  until: jax.Array  # [T / tile]
 
   @classmethod
   def of(cls, options: Options, queries: Rows, keys: Rows) -> "_Tiles":
@@ -192,11 +191,10 @@ class _Tiles(NamedTuple):
       which = "places" if queries.branch_ids is None else "positions"
       nearest = getattr(q, which)[0][:, :, None] - getattr(k, which)[1][:, None]
       reach &= nearest < options.window
-    return cls(queries, keys, reach)
-
-  def in_order(self) -> tuple[jax.Array, jax.Array]:
-    """Of a row: for each tile of queries all tiles of keys, first those it sees, and how many these are."""
-    return jnp.argsort(~self.reach, axis=1, stable=True), self.reach.sum(axis=1)
+    if not options.serial:
+      reach = reach.any(axis=0)
+    order = jnp.argsort(~reach, axis=-1, stable=True)
+    return cls(queries, keys, order, reach.sum(axis=-1))
 
 
 def _meet(queries: tuple, keys: tuple) -> jax.Array:

@@ -150,23 +150,21 @@ def _in_chunks_forward(score, number, learned, chunks):
 
 def _in_chunks_backward(score, saved, d_scores):
   number, learned, chunks = saved
-  real = [jnp.issubdtype(x.dtype, jnp.floating) for x in chunks]
-  varied = [x for x, is_real in zip(chunks, real) if is_real]
 
   def step(i, gradients):
-    def of(varied, learned):
-      rest = iter(varied)
-      chunk = [next(rest) if is_real else x for x, is_real in zip(_chunk(chunks, i), real)]
-      return score(*chunk, *learned)
+    pull = jax.vjp(score, *_chunk(chunks, i), *learned)[1]
+    found = pull(_chunk(d_scores, i))
+    d_chunk = tuple(None if x is None else d for x, d in zip(gradients[0], found))
+    d_learned = list(found[len(chunks) :])
+    return _put(gradients[0], i, d_chunk), jax.tree.map(jnp.add, gradients[1], d_learned)
 
-    pull = jax.vjp(of, _chunk(varied, i), learned)[1]
-    d_varied, d_learned = pull(_chunk(d_scores, i))
-    return _put(gradients[0], i, d_varied), jax.tree.map(jnp.add, gradients[1], d_learned)
-
-  zeros = jax.tree.map(jnp.zeros_like, (varied, learned))
-  d_varied, d_learned = _loop(number, len(chunks[0]), step, zeros)
-  rest = iter(d_varied)
-  return None, d_learned, tuple(next(rest) if is_real else None for is_real in real)
+  # Targets, being integers, have no gradient.
+  d_chunks = tuple(
+    jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else None for x in chunks
+  )
+  zeros = d_chunks, [jnp.zeros_like(x) for x in learned]
+  d_chunks, d_learned = _loop(number, len(chunks[0]), step, zeros)
+  return None, d_learned, d_chunks
 
 
 _in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)
