@@ -16,7 +16,9 @@ from align_jax.data.streams import Traced, Windows, best_fit
 from align_jax.errors import InputError
 
 SLOTS = 8  # pairs a row may hold
-_WINDOW = 16  # batches that are made of one window of the stream
+_WINDOW = (
+  64  # batches that are made of one window of the stream: more are more alike, so of fewer shapes
+)
 
 
 def shared_batches(
@@ -40,9 +42,9 @@ def shared_batches(
   T is the shortest of `buckets` that holds the longest pair of the batch, by default of a few
   lengths chosen from the data. R is a multiple of `row_multiple`, and rounded up to three
   significant bits, so that few shapes are compiled. Where T would be `long_from` or more, and no
-  buckets are given, R is as small as it can be and T as short as holds the batch, rounded up to four
+  buckets are given, R is as small as it can be and T as short as holds the batch, rounded up to six
   significant bits: least padding, for attention whose cost does not grow with the row. A shuffled
-  stream is regrouped within windows of 16 batches: pairs of like length together, and batches of
+  stream is regrouped within windows of 64 batches: pairs of like length together, and batches of
   like total. InputError if a pair is longer than the longest bucket.
   """
   plan, costs = pairs.source.plan, pairs.costs
@@ -53,9 +55,8 @@ def shared_batches(
   )
 
   def regroup(indices: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    del rng
     if plan.shuffle:
-      groups = _balanced(indices, costs, sizes, plan.batch_size)
+      groups = _balanced(indices, costs, sizes, plan.batch_size, rng)
     else:
       groups = np.split(indices, range(plan.batch_size, len(indices), plan.batch_size))
     return groups if plan.pad_last else [g for g in groups if len(g) == plan.batch_size]
@@ -78,12 +79,17 @@ def row_lengths(costs: np.ndarray, buckets: Sequence[int] | None = None) -> tupl
 
 
 def _balanced(
-  indices: np.ndarray, costs: np.ndarray, sizes: Sequence[int], batch_size: int
+  indices: np.ndarray,
+  costs: np.ndarray,
+  sizes: Sequence[int],
+  batch_size: int,
+  rng: np.random.Generator,
 ) -> list[np.ndarray]:
   """Batches of pairs that fit one row length, of about the same total within it.
 
   What does not fill a batch moves up to the next length, so only the last batch of all can be
-  partial.
+  partial. Pairs are sorted by their costs give or take a twentieth: a small file is one window in every
+  epoch, and the same pairs should not always meet.
   """
   batches, carried, shortest = [], np.empty(0, np.int64), 0
   for size in sizes:
@@ -91,7 +97,8 @@ def _balanced(
     carried, shortest = np.concatenate([carried, own]), size
     count = len(carried) // batch_size
     taken, carried = np.split(carried, [count * batch_size])
-    dealt = taken[np.argsort(-costs[taken], kind="stable")].reshape(batch_size, count)
+    falling = np.argsort(-costs[taken] * rng.uniform(0.95, 1.05, len(taken)), kind="stable")
+    dealt = taken[falling].reshape(batch_size, count)
     dealt[1::2] = dealt[1::2, ::-1]  # dealt forth and back, so that the totals stay level
     batches += list(dealt.T)
   return batches + ([carried] if len(carried) else [])
@@ -138,11 +145,11 @@ class RowBuilder:
     return {name: plan.share(x) for name, x in batch.items()}
 
   def _long(self, costs: np.ndarray) -> int:
-    """The shortest row, sixteens of four significant bits, that makes as few rows as there must be."""
+    """The shortest row, sixteens of six significant bits, that makes as few rows as there must be."""
     count = -(-len(costs) // (self.slots * self.row_multiple)) * self.row_multiple
     sixteens = max(costs.max(), -(-costs.sum() // count)) / 16
     while True:
-      sixteens = rounded(math.ceil(sixteens), bits=4)
+      sixteens = rounded(math.ceil(sixteens), bits=6)
       if len(best_fit(costs, 16 * sixteens, most=self.slots)) <= count:
         return 16 * sixteens
       sixteens += 1
