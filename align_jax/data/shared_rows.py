@@ -17,8 +17,9 @@ from align_jax.errors import InputError
 
 SLOTS = 8  # pairs a row may hold
 _WINDOW = (
-  64  # batches that are made of one window of the stream: more are more alike, so of fewer shapes
+  64  # batches that are made of one window of the stream: more are more alike, of fewer shapes
 )
+_TILE = 64  # tokens; attention by tiles pads rows of other lengths
 
 
 def shared_batches(
@@ -42,10 +43,10 @@ def shared_batches(
   T is the shortest of `buckets` that holds the longest pair of the batch, by default of a few
   lengths chosen from the data. R is a multiple of `row_multiple`, and rounded up to three
   significant bits, so that few shapes are compiled. Where T would be `long_from` or more, and no
-  buckets are given, R is as small as it can be and T as short as holds the batch, rounded up to six
-  significant bits: least padding, for attention whose cost does not grow with the row. A shuffled
-  stream is regrouped within windows of 64 batches: pairs of like length together, and batches of
-  like total. InputError if a pair is longer than the longest bucket.
+  buckets are given, R is as small as it can be and T as short as holds the batch, rounded up to 64
+  tokens, from 4,096 on to six significant bits: least padding, for attention whose cost does not grow
+  with the row. A shuffled stream is regrouped within windows of 64 batches: pairs of like length
+  together, and batches of like total. InputError if a pair is longer than the longest bucket.
   """
   plan, costs = pairs.source.plan, pairs.costs
   sizes = row_lengths(costs, buckets)
@@ -145,14 +146,14 @@ class RowBuilder:
     return {name: plan.share(x) for name, x in batch.items()}
 
   def _long(self, costs: np.ndarray) -> int:
-    """The shortest row, sixteens of six significant bits, that makes as few rows as there must be."""
+    """The shortest row, tiles of six significant bits, that makes as few rows as there must be."""
     count = -(-len(costs) // (self.slots * self.row_multiple)) * self.row_multiple
-    sixteens = max(costs.max(), -(-costs.sum() // count)) / 16
+    tiles = max(costs.max(), -(-costs.sum() // count)) / _TILE
     while True:
-      sixteens = rounded(math.ceil(sixteens), bits=6)
-      if len(best_fit(costs, 16 * sixteens, most=self.slots)) <= count:
-        return 16 * sixteens
-      sixteens += 1
+      tiles = rounded(math.ceil(tiles), bits=6)
+      if len(best_fit(costs, tiles * _TILE, most=self.slots)) <= count:
+        return tiles * _TILE
+      tiles += 1
 
   def _lay(self, pair: int, slot: int) -> Batch:
     """One pair's arrays; `sources` and `last` count from its own first token."""

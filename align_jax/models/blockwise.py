@@ -58,7 +58,7 @@ def _attend(options, *args):
 
 def _forward(options, q, k, v, queries, keys):
   forward = functools.partial(_forward_of_head, options)
-  out, logsumexp = _by_head(forward, options, queries, keys, q * options.scale, k, v)
+  out, logsumexp = _by_head(forward, options, queries, keys, q, k, v)
   out, logsumexp = (checkpoint_name(x, SAVED_NAME) for x in (out.astype(q.dtype), logsumexp))
   return out, (q, k, v, queries, keys, out, logsumexp)
 
@@ -67,9 +67,8 @@ def _backward(options, saved, d_out):
   q, k, v, queries, keys, out, logsumexp = saved
   backward = functools.partial(_backward_of_head, options)
   delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
-  heads = q * options.scale, k, v, d_out, logsumexp, delta
-  dq, dk, dv = _by_head(backward, options, queries, keys, *heads)
-  return (dq * options.scale).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+  dq, dk, dv = _by_head(backward, options, queries, keys, q, k, v, d_out, logsumexp, delta)
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -228,11 +227,11 @@ def _add(x: jax.Array, i: jax.Array, part: jax.Array) -> jax.Array:
 
 
 def _scores(options, tiles, q, k, i, j):
-  """Capped and masked scores [T G, S] of tiles i and j, and the cap's slope there."""
-  scores, slope = _product("qh,sh->qs", q, k), 1.0
+  """Scaled, capped and masked scores [T G, S] of tiles i and j, and their slope in q.k."""
+  scores, slope = options.scale * _product("qh,sh->qs", q, k), options.scale
   if options.softcap is not None:
     capped = jnp.tanh(scores / options.softcap)
-    scores, slope = options.softcap * capped, 1 - capped * capped
+    scores, slope = options.softcap * capped, slope * (1 - capped * capped)
   queries, keys = _who(tiles.queries, i, options.block), _who(tiles.keys, j, options.block)
   mask = seen(queries, keys, options.window)[0]
   mask = jnp.repeat(mask, q.shape[0] // mask.shape[0], axis=0)  # once for every head of the group
