@@ -2,17 +2,18 @@
 
 from align_jax.models.adapters import load_adapter as load_adapter
 from align_jax.models.adapters import save_adapter as save_adapter
+from align_jax.models.chunks import map_positions as map_positions
 from align_jax.models.config import ModelConfig as ModelConfig
 from align_jax.models.config import RopeScaling as RopeScaling
 from align_jax.models.context_attention import tiles_from as tiles_from
 from align_jax.models.heads import head_variables as head_variables
 from align_jax.models.heads import init_scalar_head as init_scalar_head
-from align_jax.models.heads import map_positions as map_positions
 from align_jax.models.heads import scalar_head as scalar_head
 from align_jax.models.heads import shared_hidden as shared_hidden
 from align_jax.models.heads import target_logprobs as target_logprobs
 from align_jax.models.heads import target_scores as target_scores
 from align_jax.models.heads import token_logprobs as token_logprobs
+from align_jax.models.heads import weighted_logprob as weighted_logprob
 from align_jax.models.lora import init_lora as init_lora
 from align_jax.models.lora import lora_axes as lora_axes
 from align_jax.models.lora import merge_lora as merge_lora

@@ -1,12 +1,12 @@
 """What is read off a transformer: log-probs of given tokens, and one number per position."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from align_jax import sharding
+from align_jax.losses.masked import masked_sum
 from align_jax.models import embedding
+from align_jax.models.chunks import add_positions, map_positions
 from align_jax.models.transformer import Transformer
 
 
@@ -71,23 +71,58 @@ def target_scores(
   return scores if return_entropy else scores[0]
 
 
+def weighted_logprob(
+  model: Transformer,
+  variables,
+  tokens: jax.Array,
+  positions: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  *,
+  weight: jax.Array,
+  chunk_size: int | None = None,
+) -> jax.Array:
+  """Σ weight log π(token t | tokens before t), t = 1..T-1: [] float32; weight [B, T-1].
+
+  The sum of weighted `token_logprobs`, where only the sum is wanted: as its gradient by every log-prob
+  is known beforehand, the pass that finds the sum finds the gradients too, and no logits are computed
+  again (Hsu et al. 2024, 2410.10989, do so for the mean).
+  """
+  hidden = model.apply(variables, tokens, positions, segment_ids, method=Transformer.hidden)
+  head = head_variables(model, variables)
+
+  def score(hidden, targets, weight):
+    logits = model.apply(head, hidden, method=Transformer.unembed)
+    return masked_sum(_score(logits, targets, False)[0], weight)
+
+  arrays = hidden[:, :-1], tokens[:, 1:], weight.astype(jnp.float32)
+  moved, count, _ = _counting_first(arrays, weight != 0, chunk_size, model)
+  return add_positions(score, moved, chunk_size=chunk_size, count=count)
+
+
 def _where(score, arrays, where, chunk_size: int | None, model):
   """`map_positions`, at the cost of the positions that count."""
   if where is None:
     return map_positions(score, arrays, chunk_size=chunk_size)
   counts = where != 0
-  # Over a split axis of time the positions stay where they are: moving them would gather them.
-  split = model.mesh is not None and model.mesh.shape.get("context", 1) > 1
-  if split or chunk_size is None or chunk_size >= counts.shape[1]:
-    scores = map_positions(score, arrays, chunk_size=chunk_size)
-  else:
-    order = jnp.argsort(~counts, axis=1, stable=True)
-    back = jnp.argsort(order, axis=1)
-    moved = tuple(_take(x, order) for x in arrays)
-    count = jnp.max(jnp.sum(counts, axis=1))
-    scores = map_positions(score, moved, chunk_size=chunk_size, count=count)
+  moved, count, back = _counting_first(arrays, counts, chunk_size, model)
+  scores = map_positions(score, moved, chunk_size=chunk_size, count=count)
+  if back is not None:
     scores = jax.tree.map(lambda x: _take(x, back), scores)
   return jax.tree.map(lambda x: jnp.where(counts, x, 0.0), scores)
+
+
+def _counting_first(arrays, counts, chunk_size: int | None, model):
+  """Every row with the positions that count in front, how many at most, and the order back.
+
+  Over a split axis of time the positions stay where they are, as in one piece: moving them would
+  gather them.
+  """
+  split = model.mesh is not None and model.mesh.shape.get("context", 1) > 1
+  if split or chunk_size is None or chunk_size >= counts.shape[1]:
+    return arrays, None, None
+  order = jnp.argsort(~counts, axis=1, stable=True)
+  moved = tuple(_take(x, order) for x in arrays)
+  return moved, jnp.max(jnp.sum(counts, axis=1)), jnp.argsort(order, axis=1)
 
 
 def _take(x: jax.Array, order: jax.Array) -> jax.Array:
@@ -109,85 +144,6 @@ def head_variables(model: Transformer, variables):
     table, used = params["unembedding"], (None, "classes")
     moved = {"unembedding": sharding.gathered(table, mesh, embedding.HEAD_AXES, used=used)}
   return {**variables, "params": {**params, **moved}}
-
-
-def map_positions(score, arrays, *, chunk_size: int | None, count: jax.Array | None = None):
-  """`score(*arrays)` in chunks of positions, each recomputed in the backward pass.
-
-  arrays: [B, T, ...] each; score: their chunks [B, C, ...] to a tree of arrays [B, C]. With
-  `count` [], the positions from `count` on are empty in every row: chunks of nothing else are
-  skipped, in the backward pass too, and give 0.
-  """
-  length = arrays[0].shape[1]
-  if chunk_size is None or chunk_size >= length:
-    return score(*arrays)
-  chunks = tuple(_split(x, chunk_size) for x in arrays)
-  number = len(chunks[0]) if count is None else -(-count // chunk_size)
-  score, learned = jax.closure_convert(score, *(x[0] for x in chunks))
-  scores = _in_chunks(score, number, learned, chunks)  # [N, B, C]
-  return jax.tree.map(lambda x: _join(x, length), scores)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _in_chunks(score, number, learned, chunks):
-  """score(*chunk, *learned) for the first `number` chunks, 0 for the others.
-
-  A loop each way, whose end depends on the data. Of a scan over chunks and conditions XLA carries
-  what every chunk's forward pass leaves, the table among it, from one condition to the next.
-  """
-
-  def step(i, found):
-    return _put(found, i, score(*_chunk(chunks, i), *learned))
-
-  shapes = jax.eval_shape(score, *_chunk(chunks, 0), *learned)
-  found = jax.tree.map(lambda s: jnp.zeros((len(chunks[0]), *s.shape), s.dtype), shapes)
-  return _loop(number, len(chunks[0]), step, found)
-
-
-def _in_chunks_forward(score, number, learned, chunks):
-  return _in_chunks(score, number, learned, chunks), (number, learned, chunks)
-
-
-def _in_chunks_backward(score, saved, d_scores):
-  number, learned, chunks = saved
-
-  def step(i, gradients):
-    pull = jax.vjp(score, *_chunk(chunks, i), *learned)[1]
-    found = pull(_chunk(d_scores, i))
-    d_chunk = tuple(None if x is None else d for x, d in zip(gradients[0], found))
-    d_learned = list(found[len(chunks) :])
-    return _put(gradients[0], i, d_chunk), jax.tree.map(jnp.add, gradients[1], d_learned)
-
-  # Targets, being integers, have no gradient.
-  d_chunks = tuple(
-    jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else None for x in chunks
-  )
-  zeros = d_chunks, [jnp.zeros_like(x) for x in learned]
-  d_chunks, d_learned = _loop(number, len(chunks[0]), step, zeros)
-  return None, d_learned, d_chunks
-
-
-_in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)
-
-
-def _loop(number, most: int, step, start):
-  """`fori_loop(0, number, step, start)`; its condition says how often at most, for `scale.flops`."""
-
-  def goes_on(carry):
-    return (carry[0] < most) & (carry[0] < number)
-
-  def body(carry):
-    return carry[0] + 1, step(*carry)
-
-  return jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), start))[1]
-
-
-def _chunk(tree, i):
-  return jax.tree.map(lambda x: x[i], tree)
-
-
-def _put(tree, i, parts):
-  return jax.tree.map(lambda x, part: x.at[i].set(part), tree, parts)
 
 
 def target_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -221,14 +177,3 @@ def _score(logits, targets, with_entropy):
     return (logprobs,)
   probs = jnp.exp(logits - normalizer[..., None])
   return logprobs, normalizer - jnp.sum(probs * logits, axis=-1)
-
-
-def _split(x, size):
-  """[B, T, ...] to [ceil(T / size), B, size, ...], zero-padded."""
-  count = -(-x.shape[1] // size)
-  pad = [(0, 0), (0, count * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-  return jnp.moveaxis(jnp.pad(x, pad).reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
-
-
-def _join(x, length):
-  return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length]

@@ -135,15 +135,15 @@ def rejection_learner(
 def _nll_objective(model: models.Transformer, config: RejectionConfig) -> step_lib.Objective:
   def objective(trainable, frozen, rows, rng):
     del rng
-    logprobs = models.token_logprobs(
+    total = models.weighted_logprob(
       model,
       objectives.policy_variables(trainable["policy"], frozen),
       rows["tokens"],
       segment_ids=rows["segment_ids"],
+      weight=rows["mask"],
       chunk_size=config.logits_chunk,
-      where=rows["mask"],
     )
-    loss = Mean.of(-logprobs, rows["mask"])
+    loss = Mean(-total, jnp.sum(rows["mask"]))
     return loss.total, {"loss": loss}
 
   return objective

@@ -52,16 +52,16 @@ def sft_objective(model, *, chunk: int | None = None) -> Objective:
     del rng
     same_segment = batch["segment_ids"][:, 1:] == batch["segment_ids"][:, :-1]
     weight = batch["loss_mask"][:, 1:] * same_segment
-    logprobs = models.token_logprobs(
+    total = models.weighted_logprob(
       model,
       policy_variables(trainable, frozen),
       batch["tokens"],
       positions=batch["positions"],
       segment_ids=batch["segment_ids"],
+      weight=weight,
       chunk_size=chunk,
-      where=weight,
     )
-    loss = Mean.of(-logprobs, weight)
+    loss = Mean(-total, jnp.sum(weight))
     return loss.total, {"loss": loss, "tokens": token_count(batch["segment_ids"])}
 
   return objective

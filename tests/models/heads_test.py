@@ -93,24 +93,6 @@ def test_chunks_of_many_models_are_those_of_each(subject):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), at_once, alone)
 
 
-def test_a_head_that_does_not_learn_has_no_gradient_computed():
-  """Of a chunk, three products: logits again, the gradient of what it read, and that of the table."""
-  table, hidden, targets = jnp.ones((64, 8)), jnp.ones((3, 13, 8)), jnp.ones((3, 13), jnp.int32)
-
-  def products(argnums):
-    def loss(table, hidden):
-      def score(hidden, targets):
-        return (models.target_logprobs(hidden @ table.T, targets),)
-
-      arrays, count = (hidden, targets), jnp.asarray(9)
-      return models.map_positions(score, arrays, chunk_size=4, count=count)[0].sum()
-
-    gradient = jax.jit(jax.grad(loss, argnums)).lower(table, hidden).compile()
-    return gradient.as_text().count(" dot(")
-
-  assert [products(which) for which in (0, 1, (0, 1))] == [2, 2, 3]
-
-
 def test_chunks_never_hold_all_logits(subject):
   model, variables, _ = subject
   tokens = jax.ShapeDtypeStruct((4, 257), jnp.int32)
@@ -122,6 +104,31 @@ def test_chunks_never_hold_all_logits(subject):
     return "f32[4,256,64]" in str(jaxpr) or "f32[16,4,16,64]" in str(jaxpr)
 
   assert largest(None) and not largest(16)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_a_weighted_sum_is_that_of_the_log_probs_and_so_is_its_gradient(subject, chunk_size):
+  """Weights are not 0 or 1 alone, rows hold different numbers of them, and what comes back is scaled."""
+  model, variables, tokens = subject
+  weight = jnp.asarray([[0, 1, 0, 0, 0.5, 1, 0, 0, 0, 2], [0, 0, -1, 0, 0, 0, 0, 0, 0, 0]])
+
+  def loss(variables, weight, sum_of):
+    return jnp.tanh(sum_of(variables, weight) / 10)
+
+  def plainly(variables, weight):
+    return (weight * models.token_logprobs(model, variables, tokens)).sum()
+
+  def at_once(variables, weight):
+    return models.weighted_logprob(model, variables, tokens, weight=weight, chunk_size=chunk_size)
+
+  expected, found = (
+    jax.value_and_grad(lambda v, s=s: loss(v, weight, s))(variables) for s in (plainly, at_once)
+  )
+  by_hand = (np.asarray(weight) * reference(model, variables, tokens)[0]).sum()
+  np.testing.assert_allclose(at_once(variables, weight), by_hand, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+  nothing = jax.grad(at_once)(variables, 0 * weight)
+  assert all((x == 0).all() for x in jax.tree.leaves(nothing))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
@@ -142,70 +149,3 @@ def test_scalar_head_is_a_dot_product():
   values = models.scalar_head(head, hidden)
   assert values.dtype == jnp.float32
   np.testing.assert_allclose(values, [[3.5, -1.5]])
-
-
-class Positions:
-  """A score of two numbers a position that also depends on parameters, and its arrays."""
-
-  def __init__(self, length, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    self.weights = jax.random.normal(keys[0], (5,))
-    self.x = jax.random.normal(keys[1], (3, length, 5))
-    self.y = jax.random.randint(keys[2], (3, length), 0, 9)
-
-  def __call__(self, weights, x, **options):
-    def score(x, y):
-      found = jnp.tanh(x @ weights)
-      return found * y, jnp.exp(found)
-
-    return models.map_positions(score, (x, self.y), **options)
-
-  def loss(self, options, until=None):
-    def total(weights, x):
-      first, second = (values[:, :until] for values in self(weights, x, **options))
-      return jnp.sum(first * jnp.cos(second))
-
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
-
-
-@pytest.mark.parametrize("chunk_size", [1, 4, 12, 14])
-def test_chunks_of_any_size_are_the_whole(chunk_size):
-  subject = Positions(13)
-  whole = subject.loss({"chunk_size": None})(subject.weights, subject.x)
-  parts = subject.loss({"chunk_size": chunk_size})(subject.weights, subject.x)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, parts)
-  for values in subject(subject.weights, subject.x, chunk_size=chunk_size):
-    assert values.shape == (3, 13)
-
-
-@pytest.mark.parametrize("count", [0, 5, 8, 13])
-def test_a_count_leaves_values_and_gradients_of_what_it_counts_exact(count):
-  subject = Positions(13)
-  whole = subject.loss({"chunk_size": 4}, until=count)(subject.weights, subject.x)
-  counted = {"chunk_size": 4, "count": jnp.asarray(count)}
-  parts = subject.loss(counted, until=count)(subject.weights, subject.x)
-  jax.tree.map(np.testing.assert_array_equal, whole, parts)
-
-
-def test_chunks_behind_the_count_are_not_computed():
-  """Their hidden states are NaN: computed, they would reach a gradient even through a zero."""
-  subject = Positions(13)
-  poisoned = subject.x.at[:, 8:].set(jnp.nan)
-  for count in (5, 8):  # both in the second chunk of four
-    counted = {"chunk_size": 4, "count": jnp.asarray(count)}
-    for values in subject(subject.weights, poisoned, **counted):
-      assert (values[:, 8:] == 0).all()
-    found = subject.loss(counted)(subject.weights, poisoned)
-    expected = subject.loss({"chunk_size": 4}, until=8)(subject.weights, subject.x)
-    jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
-    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
-
-
-@pytest.mark.parametrize("count", [9, None])
-def test_chunks_that_hold_a_counted_position_are(count):
-  """The control: the same NaN one chunk nearer shows in values and gradient."""
-  subject = Positions(13)
-  poisoned = subject.x.at[:, 8:].set(jnp.nan)
-  options = {"chunk_size": 4} | ({} if count is None else {"count": jnp.asarray(count)})
-  value, (weights, _) = subject.loss(options)(subject.weights, poisoned)
-  assert np.isnan(value) and np.isnan(weights).all()
