@@ -18,6 +18,8 @@ DEFINITIONS = {
   "mfu": "3 (4 with the reference recomputed, 1 of sampling) times the FLOPs of a forward pass over the"
   " useful tokens, allowed attention scores and scored tokens / seconds / matmul peak; none for padding or"
   " recomputation",
+  "mfu_of_passes": "the same of each pass, but against the product measured right behind it: a machine's"
+  " pace changes between passes",
   "matmul_peak": "the best product of two square matrices, measured in the same processes",
   "compile_first_s": "tracing and compiling the steps of a pass with an empty compilation cache",
   "compile_again_s": "the same in a new process with the cache of the first",
@@ -37,7 +39,7 @@ def summary(
   rows = {}
   for side, of in found.items():
     rows[side] = _row(examples, useful, first, seconds[side], of)
-    rows[side] |= _of_peer(of) if side in PEERS else _of_ours(of, seconds[side], peak)
+    rows[side] |= _of_peer(of) if side in PEERS else _of_ours(of, peak)
   base = next(iter(rows.values()))
   for row in rows.values():
     row["memory_ratio"] = row["memory_bytes"] / base["memory_bytes"]
@@ -77,13 +79,15 @@ def _of_peer(of: dict[str, list]) -> dict[str, Any]:
   return {"padded_tokens": of["passes"][0].get("padded_tokens")}
 
 
-def _of_ours(of: dict[str, list], seconds: list[float], peak: float) -> dict[str, Any]:
+def _of_ours(of: dict[str, list], peak: float) -> dict[str, Any]:
   start, again = of["starts"][0], of["starts"][1:]
-  rate = statistics.median(seconds) * peak
   cached = start["reference_pass"]
   return {
     **{name: start.get(name) for name in ("padded_tokens", "steps", "shapes")},
-    "mfu": start["flops"] / rate,
+    "mfu": start["flops"] / statistics.median(p["seconds"] for p in of["passes"]) / peak,
+    "mfu_of_passes": [
+      start["flops"] / p["seconds"] / p["matmul_flops_per_s"] for p in of["passes"]
+    ],
     "flops": start["flops"],
     "compile_first_s": start["compile_s"],
     "compile_again_s": statistics.median(s["compile_s"] for s in again),
@@ -125,6 +129,8 @@ def _remarks(found: dict[str, Any]) -> list[str]:
       f"  {side}: compiled in {row['compile_first_s']:.1f} s, from the cache in "
       f"{row['compile_again_s']:.1f} s; {shapes}{row['settings']}"
     )
+    own = ", ".join(f"{100 * x:.0f}" for x in row["mfu_of_passes"])
+    lines.append(f"  {side}: MFU of each pass, by the product right behind it: {own} %")
     if row["reference_pass"]:
       cost = row["reference_pass"]["s_per_pair"]
       lines.append(f"  {side}: filling the reference's cache takes {cost:.3f} s a pair, once")

@@ -176,6 +176,7 @@ def summary():
   agreement = {"largest_difference": {peer_config.OURS: 1e-5}}
   found = {"trl": measured([4.0, 2.0, 3.0], **peer)}
   found[peer_config.OURS] = measured([1.0, 1.0, 2.0], **ours)
+  found[peer_config.OURS]["passes"][2]["matmul_flops_per_s"] = 60.0  # the machine is slower by then
   return peer_summary.summary(task, 8, 40, agreement, found)
 
 
@@ -185,9 +186,10 @@ def test_ratios_are_of_neighbours_in_time():
   assert row["speedup"] == 2.0 and row["speedup_range"] == [1.5, 4.0]
   assert row["examples_per_s"] == 8.0 and row["useful_tokens_per_s"] == 40.0
   assert row["mfu"] == pytest.approx(0.3)
+  assert row["mfu_of_passes"] == pytest.approx([0.3, 0.3, 0.25])
   assert row["memory_ratio"] == 0.25
   table = peer_summary.table("task", made)
-  assert "2.00 [1.50, 4.00]" in table and "30%" in table
+  assert "2.00 [1.50, 4.00]" in table and "30%" in table and "30, 30, 25 %" in table
 
 
 def test_a_chart_has_the_sides_that_each_set_has():
