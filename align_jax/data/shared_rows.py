@@ -17,7 +17,7 @@ from align_jax.errors import InputError
 
 SLOTS = 8  # pairs a row may hold
 _WINDOW = (
-  64  # batches that are made of one window of the stream: more are more alike, of fewer shapes
+  64  # batches made of one window of the stream: the more, the more alike and the fewer shapes
 )
 _TILE = 64  # tokens; attention by tiles pads rows of other lengths
 

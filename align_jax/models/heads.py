@@ -92,9 +92,9 @@ def weighted_logprob(
 
   def score(hidden, targets, weight):
     logits = model.apply(head, hidden, method=Transformer.unembed)
-    return masked_sum(_score(logits, targets, False)[0], weight)
+    return masked_sum(target_logprobs(logits, targets), weight)
 
-  arrays = hidden[:, :-1], tokens[:, 1:], weight.astype(jnp.float32)
+  arrays = hidden[:, :-1], tokens[:, 1:], weight
   moved, count, _ = _counting_first(arrays, weight != 0, chunk_size, model)
   return add_positions(score, moved, chunk_size=chunk_size, count=count)
 

@@ -39,7 +39,7 @@ def summary(
   rows = {}
   for side, of in found.items():
     rows[side] = _row(examples, useful, first, seconds[side], of)
-    rows[side] |= _of_peer(of) if side in PEERS else _of_ours(of, peak)
+    rows[side] |= _of_peer(of) if side in PEERS else _of_ours(of, seconds[side], peak)
   base = next(iter(rows.values()))
   for row in rows.values():
     row["memory_ratio"] = row["memory_bytes"] / base["memory_bytes"]
@@ -79,15 +79,14 @@ def _of_peer(of: dict[str, list]) -> dict[str, Any]:
   return {"padded_tokens": of["passes"][0].get("padded_tokens")}
 
 
-def _of_ours(of: dict[str, list], peak: float) -> dict[str, Any]:
+def _of_ours(of: dict[str, list], seconds: list[float], peak: float) -> dict[str, Any]:
   start, again = of["starts"][0], of["starts"][1:]
+  rates = [p["matmul_flops_per_s"] for p in of["passes"]]
   cached = start["reference_pass"]
   return {
     **{name: start.get(name) for name in ("padded_tokens", "steps", "shapes")},
-    "mfu": start["flops"] / statistics.median(p["seconds"] for p in of["passes"]) / peak,
-    "mfu_of_passes": [
-      start["flops"] / p["seconds"] / p["matmul_flops_per_s"] for p in of["passes"]
-    ],
+    "mfu": start["flops"] / (statistics.median(seconds) * peak),
+    "mfu_of_passes": [start["flops"] / (s * rate) for s, rate in zip(seconds, rates)],
     "flops": start["flops"],
     "compile_first_s": start["compile_s"],
     "compile_again_s": statistics.median(s["compile_s"] for s in again),

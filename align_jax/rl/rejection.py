@@ -135,15 +135,8 @@ def rejection_learner(
 def _nll_objective(model: models.Transformer, config: RejectionConfig) -> step_lib.Objective:
   def objective(trainable, frozen, rows, rng):
     del rng
-    total = models.weighted_logprob(
-      model,
-      objectives.policy_variables(trainable["policy"], frozen),
-      rows["tokens"],
-      segment_ids=rows["segment_ids"],
-      weight=rows["mask"],
-      chunk_size=config.logits_chunk,
-    )
-    loss = Mean(-total, jnp.sum(rows["mask"]))
+    variables = objectives.policy_variables(trainable["policy"], frozen)
+    loss = objectives.nll(model, variables, rows, rows["mask"], chunk=config.logits_chunk)
     return loss.total, {"loss": loss}
 
   return objective

@@ -45,6 +45,20 @@ def response_logps(model, variables, batch, prefix: str = "", *, chunk: int | No
   return losses.masked_sum(logprobs, mask, axis=1)
 
 
+def nll(model, variables, batch, weight: jax.Array, *, chunk: int | None) -> Mean:
+  """Of rows of tokens, segment_ids and perhaps positions, each [B, T]; weight [B, T-1]."""
+  total = models.weighted_logprob(
+    model,
+    variables,
+    batch["tokens"],
+    positions=batch.get("positions"),
+    segment_ids=batch["segment_ids"],
+    weight=weight,
+    chunk_size=chunk,
+  )
+  return Mean(-total, jnp.sum(weight.astype(jnp.float32)))
+
+
 def sft_objective(model, *, chunk: int | None = None) -> Objective:
   """Cross-entropy on response tokens, summed; its weight is their number (times example weights)."""
 
@@ -52,16 +66,7 @@ def sft_objective(model, *, chunk: int | None = None) -> Objective:
     del rng
     same_segment = batch["segment_ids"][:, 1:] == batch["segment_ids"][:, :-1]
     weight = batch["loss_mask"][:, 1:] * same_segment
-    total = models.weighted_logprob(
-      model,
-      policy_variables(trainable, frozen),
-      batch["tokens"],
-      positions=batch["positions"],
-      segment_ids=batch["segment_ids"],
-      weight=weight,
-      chunk_size=chunk,
-    )
-    loss = Mean(-total, jnp.sum(weight))
+    loss = nll(model, policy_variables(trainable, frozen), batch, weight, chunk=chunk)
     return loss.total, {"loss": loss, "tokens": token_count(batch["segment_ids"])}
 
   return objective

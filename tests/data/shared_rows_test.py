@@ -9,6 +9,7 @@ import pytest
 from align_jax import data
 from align_jax.data import encoding, shared_rows, streams
 from align_jax.errors import InputError
+from align_jax.models import blockwise
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LENGTH = 64
@@ -324,6 +325,11 @@ def test_rows_are_rounded_up_to_three_significant_bits():
   assert sorted(set(counts)) == [
     *range(1, 8), 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64
   ]  # fmt: skip
+
+
+def test_long_rows_are_whole_tiles_of_attention():
+  """Of a CPU, where there are long rows: what is no whole tile would be padded in every layer."""
+  assert shared_rows._TILE % blockwise.SERIAL_BLOCK == 0
 
 
 def test_row_lengths_hold_the_longest_pair_and_1_5_times_the_mean():

@@ -1,5 +1,7 @@
 """Chunks of positions against all positions at once, by value, gradient and what is computed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,30 +22,8 @@ def added(score, arrays, **options):
   return chunks.add_positions(lambda *x: score(*x).sum(), arrays, **options)
 
 
-@pytest.mark.parametrize("total, expected", [(mapped, [2, 2, 3, 1]), (added, [2, 2, 3, 1])])
-def test_a_head_that_does_not_learn_has_no_gradient_computed(total, expected):
-  """Products of a chunk: the logits, the gradient of what they are read from, and that of the table.
-
-  Of a sum that stands under its gradient nothing is computed twice; of other functions the logits are,
-  and where only the gradient is wanted, their first pass is gone.
-  """
-
-  def products(argnums):
-    def loss(table, hidden):
-      def score(hidden, targets):
-        return models.target_logprobs(hidden @ table.T, targets)
-
-      return total(score, (hidden, TARGETS), chunk_size=4, count=jnp.asarray(9))
-
-    of = jax.grad(loss, argnums) if argnums else loss
-    return jax.jit(of).lower(TABLE, HIDDEN).compile().as_text().count(" dot(")
-
-  assert [products(which) for which in ((0,), (1,), (0, 1), ())] == expected
-
-
-@pytest.mark.parametrize("total, expected", [(mapped, 4), (added, 3)])
-def test_of_a_sum_no_logits_are_computed_again(total, expected):
-  """Value and gradient, as a training step wants them."""
+def products(total, transform):
+  """How many products the compiled `transform` of a head's loss has."""
 
   def loss(table, hidden):
     def score(hidden, targets):
@@ -51,8 +31,23 @@ def test_of_a_sum_no_logits_are_computed_again(total, expected):
 
     return total(score, (hidden, TARGETS), chunk_size=4, count=jnp.asarray(9))
 
-  step = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(TABLE, HIDDEN).compile()
-  assert step.as_text().count(" dot(") == expected
+  return jax.jit(transform(loss)).lower(TABLE, HIDDEN).compile().as_text().count(" dot(")
+
+
+@pytest.mark.parametrize("total, expected", [(mapped, [2, 2, 3, 1]), (added, [2, 2, 3, 1])])
+def test_a_head_that_does_not_learn_has_no_gradient_computed(total, expected):
+  """Products of a chunk: the logits, the gradient of what they are read from, and that of the table.
+
+  Where only the gradient is wanted, the first pass of what is computed again is gone.
+  """
+  gradients = [functools.partial(jax.grad, argnums=which) for which in (0, 1, (0, 1))]
+  assert [products(total, t) for t in (*gradients, lambda loss: loss)] == expected
+
+
+@pytest.mark.parametrize("total, expected", [(mapped, 4), (added, 3)])
+def test_of_a_sum_no_logits_are_computed_again(total, expected):
+  """Value and gradient, as a training step wants them."""
+  assert products(total, functools.partial(jax.value_and_grad, argnums=(0, 1))) == expected
 
 
 class Positions:
