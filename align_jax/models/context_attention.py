@@ -46,6 +46,11 @@ def tiles_from(impl: str, mesh) -> int | None:
   return least if choose(impl, least, ambient(mesh)) == "blockwise" else None
 
 
+def on_one_core(impl: str, length: int, mesh) -> bool:
+  """Whether attention keeps one core of the machine busy, and leaves the others to products."""
+  return mesh.size == 1 and platform(mesh) == "cpu" and choose(impl, length, mesh) == "blockwise"
+
+
 def ambient(mesh):
   """The abstract mesh a program is traced for: the given one, or that of `jax.set_mesh`."""
   return jax.sharding.get_abstract_mesh() if mesh is None else mesh.abstract_mesh

@@ -12,6 +12,7 @@ Sites: resid_pre, resid_mid, resid_post, attention_out, mlp_out [B, T, D]; atten
 """
 
 import math
+import types
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from align_jax import sharding
-from align_jax.models import attention, context_attention, embedding, quantised
+from align_jax.models import attention, context_attention, deferred, embedding, quantised
 from align_jax.models.config import ModelConfig
 
 SITES = frozenset(
@@ -101,11 +102,13 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, layer, context: Context):
     c = self.config
     x = self._site("resid_pre", x)
-    y = self._attention(self._norm("attention_norm", x), layer, context)
+    heads = self._attention(self._norm("attention_norm", x), layer, context)
+    heads, late = self._late(heads, context)
+    y = self._project("out", heads, late)
     if c.post_norms:
       y = self._norm("attention_post_norm", y)
     x = self._site("resid_mid", self._residual(x + self._site("attention_out", y)))
-    y = self._mlp(self._norm("mlp_norm", x))
+    y = self._mlp(self._norm("mlp_norm", x), late)
     if c.post_norms:
       y = self._norm("mlp_post_norm", y)
     return self._site("resid_post", self._residual(x + self._site("mlp_out", y))), None
@@ -126,8 +129,18 @@ class Block(nn.Module):
       heads = self._attend_rows(q, k, v, local, context.rows)
     else:
       heads = self._attend(q, k, v, _choose(local, context.masks), heads_first=cached)
-    heads = self._site("attention_heads", heads.reshape(*x.shape[:2], c.num_heads, c.head_dim))
-    return self._project("out", heads)
+    return self._site("attention_heads", heads.reshape(*x.shape[:2], c.num_heads, c.head_dim))
+
+  def _late(self, heads, context):
+    """(heads, {name: (matrix, slot)}) of what is behind attention and can wait for it, see `deferred`."""
+    if context.masks is not None or self.is_initializing() or self.variables.get("lora"):
+      return heads, {}
+    mesh = context_attention.ambient(self.mesh)
+    if not context_attention.on_one_core(self.config.attention_impl, heads.shape[1], mesh):
+      return heads, {}
+    matrices = {n: self._matrix(n, heads.dtype) for n in ("out", "gate", "up", "down")}
+    heads, slots = deferred.slots(heads.shape[0] * heads.shape[1], heads, matrices)
+    return heads, {name: (matrix, slots[name]) for name, matrix in matrices.items()}
 
   def _attend(self, q, k, v, mask, *, heads_first):
     c = self.config
@@ -157,18 +170,36 @@ class Block(nn.Module):
       return jax.lax.cond(local, lambda: attend(c.sliding_window), lambda: attend(None))
     return attend(c.sliding_window if c.windowed[0] else None)
 
-  def _mlp(self, x):
-    gate, up = self._project("gate", x), self._project("up", x)
+  def _mlp(self, x, late):
+    gate, up = self._project("gate", x, late), self._project("up", x, late)
     gate = jax.nn.silu(gate) if self.config.activation == "silu" else jax.nn.gelu(gate)
     hidden = sharding.constrain(gate * up, self.mesh, ("batch", "length", "mlp"))
-    return self._project("down", self._site("mlp_hidden", hidden))
+    return self._project("down", self._site("mlp_hidden", hidden), late)
 
   def _residual(self, x: jax.Array) -> jax.Array:
     return sharding.constrain(x, self.mesh, ("batch", "length", "embed"))
 
-  def _project(self, name: str, x: jax.Array) -> jax.Array:
+  def _project(
+    self, name: str, x: jax.Array, late: Mapping = types.MappingProxyType({})
+  ) -> jax.Array:
     """x W + scale (x A) B (+ bias); the last axes of x are W's input."""
     c, dtype = self.config, x.dtype
+    (_, outputs), (_, out_axes) = weight_shapes(c)[name], WEIGHT_AXES[name]
+    matrix, slot = late[name] if name in late else (self._matrix(name, dtype), None)
+    y = linear(x, matrix, outputs, slot)
+    if self.has_variable("lora", name):
+      adapter = self.get_variable("lora", name)
+      low = linear(x, adapter["a"].astype(dtype), adapter["a"].shape[-1:])
+      y = y + self.lora_scale * linear(low, adapter["b"].astype(dtype), outputs)
+    if c.qkv_bias and name in ("query", "key", "value"):
+      init = nn.with_logical_partitioning(nn.initializers.zeros, out_axes)
+      bias = self.param(f"{name}_bias", init, outputs, jnp.dtype(c.param_dtype))
+      y = y + sharding.on_device(bias).astype(dtype)
+    return y
+
+  def _matrix(self, name: str, dtype) -> jax.Array:
+    """W as [inputs, outputs], in the type and at the place of the computation."""
+    c = self.config
     (inputs, outputs), (in_axes, out_axes) = weight_shapes(c)[name], WEIGHT_AXES[name]
     std = np.prod(inputs) ** -0.5 * ((2 * c.num_layers) ** -0.5 if name in ("out", "down") else 1)
     init = nn.with_logical_partitioning(nn.initializers.normal(std), in_axes + out_axes)
@@ -181,16 +212,7 @@ class Block(nn.Module):
       # decoding: there the activations are smaller than the weights.
       axes = in_axes + out_axes
       weight = jax.tree.map(lambda w: sharding.gathered(w, self.mesh, axes), weight)
-    y = linear(x, quantised.dequantise(weight, dtype), outputs)
-    if self.has_variable("lora", name):
-      adapter = self.get_variable("lora", name)
-      low = linear(x, adapter["a"].astype(dtype), adapter["a"].shape[-1:])
-      y = y + self.lora_scale * linear(low, adapter["b"].astype(dtype), outputs)
-    if c.qkv_bias and name in ("query", "key", "value"):
-      init = nn.with_logical_partitioning(nn.initializers.zeros, out_axes)
-      bias = self.param(f"{name}_bias", init, outputs, jnp.dtype(c.param_dtype))
-      y = y + sharding.on_device(bias).astype(dtype)
-    return y
+    return quantised.dequantise(weight, dtype).reshape(math.prod(inputs), math.prod(outputs))
 
   def _norm(self, name: str, x: jax.Array) -> jax.Array:
     axis = "head_dim" if name in ("query_norm", "key_norm") else "embed"
@@ -359,11 +381,11 @@ class Transformer(nn.Module):
           )
 
 
-def linear(x: jax.Array, weight: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
-  """x [B, T, *inputs] times weight [*inputs, *outputs], [B, T, *outputs]."""
+def linear(x: jax.Array, weight: jax.Array, outputs: tuple[int, ...], slot=None) -> jax.Array:
+  """x [B, T, *inputs] times weight [*inputs, *outputs], [B, T, *outputs]; slot: see `deferred`."""
   # One flat matrix product: on CPU its gradients take half the time of those of the batched form.
-  columns = math.prod(outputs)
-  y = x.reshape(x.shape[0] * x.shape[1], -1) @ weight.reshape(-1, columns)
+  rows, weight = x.reshape(x.shape[0] * x.shape[1], -1), weight.reshape(-1, math.prod(outputs))
+  y = rows @ weight if slot is None else deferred.product(rows, weight, slot)
   return y.reshape(*x.shape[:2], *outputs)
 
 

@@ -153,9 +153,12 @@ def loss_and_grads(model, params, inputs):
   return jax.jit(jax.value_and_grad(loss))(params, *inputs)
 
 
-@pytest.mark.parametrize("shape", [None, (1, 2, 2, 2)])
+@pytest.mark.parametrize("shape", [None, (1, 1, 1, 1), (1, 2, 2, 2)])
 def test_a_model_is_the_same_by_tiles(shape, small_tiles):
-  """Layers with and without a window in one scan, rematerialised; long rows split over devices."""
+  """Layers with and without a window in one scan, rematerialised; long rows split over devices.
+
+  On one device gradients wait for attention's backward pass, see `deferred`.
+  """
   mesh = shape and jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4)
   plain, tiled = built("xla"), built("blockwise", mesh)
   params, inputs = random_params(plain), model_inputs()
@@ -232,6 +235,22 @@ def test_without_a_mesh_the_platform_decides_when_the_program_is_lowered():
     on_tpu, on_cpu = (traced.lower(lowering_platforms=(p,)).as_text() for p in ("tpu", "cpu"))
   assert "tpu_custom_call" in on_tpu and "384x384x" not in on_tpu
   assert "tpu_custom_call" not in on_cpu and "384x384x" in on_cpu
+
+
+@pytest.mark.parametrize(
+  "shape, platform, length, expected",
+  [
+    ((1, 1, 1, 1), "cpu", 256, True),
+    ((1, 1, 1, 1), "cpu", 255, False),
+    ((1, 2, 1, 1), "cpu", 256, False),
+    ((1, 1, 1, 1), "tpu", 256, False),
+    ((1, 1, 1, 1), "gpu", 256, False),
+  ],
+)
+def test_one_core_attends_on_a_mesh_of_one_cpu(shape, platform, length, expected):
+  device = AbstractDevice(device_kind="some", num_cores=1, platform=platform)
+  mesh = AbstractMesh(shape, AXES, (AxisType.Auto,) * 4, abstract_device=device)
+  assert context_attention.on_one_core("auto", length, mesh) == expected
 
 
 def test_splash_on_a_mesh_of_other_devices_is_refused():
