@@ -169,15 +169,20 @@ def test_a_model_is_the_same_by_tiles(shape, small_tiles):
     np.testing.assert_allclose(b, a, rtol=0, atol=2e-5 * np.abs(a).max())
 
 
-def test_several_models_at_once(small_tiles):
-  """vmap over parameters, as for ensembles."""
-  model, inputs = built("blockwise"), model_inputs()
+@pytest.mark.parametrize("shape", [None, (1, 1, 1, 1)])
+def test_several_models_at_once(shape, small_tiles):
+  """vmap over parameters, as for ensembles: losses and gradients."""
+  mesh = shape and jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4)
+  model, inputs = built("blockwise", mesh), model_inputs()
   params = random_params(model)
-  both = jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params)
-  apply = jax.jit(lambda p: model.apply({"params": p}, *inputs))
-  found = jax.jit(jax.vmap(lambda p: model.apply({"params": p}, *inputs)))(both)
-  for i, one in enumerate((params, jax.tree.map(lambda x: 1.1 * x, params))):
-    np.testing.assert_allclose(found[i], apply(one), rtol=0, atol=1e-4)
+  each = params, jax.tree.map(lambda x: 1.1 * x, params)
+  both = jax.tree.map(lambda *x: jnp.stack(x), *each)
+  loss, grads = jax.jit(jax.vmap(lambda p: loss_and_grads(model, p, inputs)))(both)
+  for i, one in enumerate(each):
+    expected = loss_and_grads(model, one, inputs)
+    np.testing.assert_allclose(loss[i], expected[0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected[1])):
+      np.testing.assert_allclose(a[i], b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
 def test_probabilities_are_there_for_those_who_ask(small_tiles):
