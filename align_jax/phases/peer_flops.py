@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,6 +69,15 @@ def _counts(batch) -> tuple[int, int, int]:
   else:
     scored = batch["scored" if "scored" in batch else "loss_mask"] > 0
   return int(real.sum()), attended, int(scored.sum())
+
+
+def timed(take_pass: Callable[[], None], size: int, dtype: str) -> dict[str, Any]:
+  """Seconds of a pass, and `matmul_rate` right before it and right behind it."""
+  before = matmul_rate(size, dtype)
+  start = time.perf_counter()
+  take_pass()
+  seconds = time.perf_counter() - start
+  return {"seconds": seconds, "matmul_flops_per_s": [before, matmul_rate(size, dtype)]}
 
 
 def matmul_rate(size: int, dtype: str, repeats: int = 5) -> float:

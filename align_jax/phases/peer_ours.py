@@ -92,12 +92,17 @@ class Training:
       "settings": self.settings(),
       "reference_pass": self.reference_pass,
       "flops": self._flops(batches),
-      "matmul_flops_per_s": self._matmul(),
     } | memory(self.devices)
 
   def timed_pass(self) -> dict[str, Any]:
+    """`_pass` with its seconds and what the machine could do around it."""
+    config = self.config
+    found = peer_flops.timed(self._pass, config.matmul, config.model.dtype)
+    return found | memory(self.devices)
+
+  def _pass(self) -> None:
     """Every batch once, as a run takes it: made, moved, stepped on, its metrics read a step late."""
-    start, pending = time.perf_counter(), None
+    pending = None
     for batch in self.timed():
       placed = sharding.put_batch(batch, self.mesh)
       self.state, found = self._compiled(placed)(self.state, self.frozen, placed)
@@ -105,8 +110,6 @@ class Training:
         metrics.to_floats(pending)
       pending = found
     jax.block_until_ready((self.state, pending))
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "matmul_flops_per_s": self._matmul()} | memory(self.devices)
 
   def settings(self) -> dict[str, Any]:
     """What was chosen for this side, in words of the configs."""
@@ -217,9 +220,6 @@ class Training:
     """What the mathematics of a pass needs."""
     recomputed = self.task.phase == "dpo" and not self.cached
     return peer_flops.model_flops(self.model, self.task.phase, batches, recomputed=recomputed)
-
-  def _matmul(self) -> float:
-    return peer_flops.matmul_rate(self.config.matmul, self.config.model.dtype)
 
 
 def _rows(batch) -> Any:

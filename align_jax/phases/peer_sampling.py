@@ -1,6 +1,5 @@
 """Our side of sampling next to `transformers`: requests with prompts and lengths of real responses."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,17 +42,16 @@ class Sampling:
       "settings": {"rows": self.rows, "dtype": self.config.model.dtype},
       "reference_pass": None,
       "flops": peer_flops.sampling_flops(self.model, self.requests["pass"]),
-      "matmul_flops_per_s": self._matmul(),
     } | memory(self.devices)
 
   def timed_pass(self) -> dict[str, Any]:
-    """One call for all requests, its responses on the host at its end."""
-    start = time.perf_counter()
-    self._pass()
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "matmul_flops_per_s": self._matmul()} | memory(self.devices)
+    """`_pass` with its seconds and what the machine could do around it."""
+    config = self.config
+    found = peer_flops.timed(self._pass, config.matmul, config.model.dtype)
+    return found | memory(self.devices)
 
   def _pass(self) -> None:
+    """One call for all requests, its responses on the host at its end."""
     requests = self.requests["pass"]
     samples = self._generate(requests, [r["new_tokens"] for r in requests], **self.rows)
     if samples.lengths.tolist() != [r["new_tokens"] for r in requests]:
@@ -66,6 +64,3 @@ class Sampling:
       self.model, self.params, prompts, max_new_tokens=new_tokens, eos_ids=none, pad_id=0,
       rng=jax.random.key(0), mesh=self.mesh, **options,
     )  # fmt: skip
-
-  def _matmul(self) -> float:
-    return peer_flops.matmul_rate(self.config.matmul, self.config.model.dtype)

@@ -18,8 +18,8 @@ DEFINITIONS = {
   "mfu": "3 (4 with the reference recomputed, 1 of sampling) times the FLOPs of a forward pass over the"
   " useful tokens, allowed attention scores and scored tokens / seconds / matmul peak; none for padding or"
   " recomputation",
-  "mfu_of_passes": "the same of each pass, but against the product measured right behind it: a machine's"
-  " pace changes between passes",
+  "mfu_of_passes": "the same of each pass, but against the mean of the products measured right before and"
+  " right behind it: a machine's pace changes",
   "matmul_peak": "the best product of two square matrices, measured in the same processes",
   "compile_first_s": "tracing and compiling the steps of a pass with an empty compilation cache",
   "compile_again_s": "the same in a new process with the cache of the first",
@@ -33,9 +33,8 @@ def summary(
   """The numbers of one task; found: {side: {"starts": [...], "passes": [...]}}, first side first."""
   seconds = {side: [p["seconds"] for p in of["passes"]] for side, of in found.items()}
   first = seconds[next(iter(found))]
-  peak = max(
-    (p.get("matmul_flops_per_s", 0.0) for of in found.values() for p in _all(of)), default=0.0
-  )
+  passes = [p for of in found.values() for p in of["passes"]]
+  peak = max((rate for p in passes for rate in p.get("matmul_flops_per_s", ())), default=0.0)
   rows = {}
   for side, of in found.items():
     rows[side] = _row(examples, useful, first, seconds[side], of)
@@ -53,13 +52,9 @@ def summary(
   }
 
 
-def _all(of: dict[str, list]) -> list[dict[str, Any]]:
-  return [*of["starts"], *of["passes"]]
-
-
 def _row(examples: int, useful: int, first: list[float], own: list[float], of) -> dict[str, Any]:
   peaks = {
-    name: max((p[name] or 0 for p in _all(of)), default=0)
+    name: max((p[name] or 0 for p in [*of["starts"], *of["passes"]]), default=0)
     for name in ("peak_bytes", "peak_device_bytes")
   }
   return {
@@ -81,7 +76,7 @@ def _of_peer(of: dict[str, list]) -> dict[str, Any]:
 
 def _of_ours(of: dict[str, list], seconds: list[float], peak: float) -> dict[str, Any]:
   start, again = of["starts"][0], of["starts"][1:]
-  rates = [p["matmul_flops_per_s"] for p in of["passes"]]
+  rates = [statistics.mean(p["matmul_flops_per_s"]) for p in of["passes"]]
   cached = start["reference_pass"]
   return {
     **{name: start.get(name) for name in ("padded_tokens", "steps", "shapes")},
@@ -129,7 +124,7 @@ def _remarks(found: dict[str, Any]) -> list[str]:
       f"{row['compile_again_s']:.1f} s; {shapes}{row['settings']}"
     )
     own = ", ".join(f"{100 * x:.0f}" for x in row["mfu_of_passes"])
-    lines.append(f"  {side}: MFU of each pass, by the product right behind it: {own} %")
+    lines.append(f"  {side}: MFU of each pass, by the products right around it: {own} %")
     if row["reference_pass"]:
       cost = row["reference_pass"]["s_per_pair"]
       lines.append(f"  {side}: filling the reference's cache takes {cost:.3f} s a pair, once")
