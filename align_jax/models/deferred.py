@@ -3,7 +3,7 @@
 On a CPU attention by tiles keeps one core busy.  The gradients xᵀ dy of the matrices behind it are ready
 long before its backward pass, and XLA takes what is ready first: the other cores would idle beside its
 loop.  Nothing needs these gradients before the layer's end, so they wait for what the loop waits for
-(zero-bubble pipelines put them off for the same reason: Qi et al. 2023, 2401.10241).  Values do not change.
+(zero-bubble pipelines put them off for the same reason: Qi et al. 2024, 2401.10241).  Values do not change.
 """
 
 import functools

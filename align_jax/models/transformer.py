@@ -12,7 +12,6 @@ Sites: resid_pre, resid_mid, resid_post, attention_out, mlp_out [B, T, D]; atten
 """
 
 import math
-import types
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -179,13 +178,11 @@ class Block(nn.Module):
   def _residual(self, x: jax.Array) -> jax.Array:
     return sharding.constrain(x, self.mesh, ("batch", "length", "embed"))
 
-  def _project(
-    self, name: str, x: jax.Array, late: Mapping = types.MappingProxyType({})
-  ) -> jax.Array:
+  def _project(self, name: str, x: jax.Array, late: Mapping | None = None) -> jax.Array:
     """x W + scale (x A) B (+ bias); the last axes of x are W's input."""
     c, dtype = self.config, x.dtype
     (_, outputs), (_, out_axes) = weight_shapes(c)[name], WEIGHT_AXES[name]
-    matrix, slot = late[name] if name in late else (self._matrix(name, dtype), None)
+    matrix, slot = (late or {}).get(name) or (self._matrix(name, dtype), None)
     y = linear(x, matrix, outputs, slot)
     if self.has_variable("lora", name):
       adapter = self.get_variable("lora", name)
