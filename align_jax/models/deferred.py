@@ -20,8 +20,8 @@ def slots(rows: int, anchor: jax.Array, matrices: dict[str, jax.Array]):
   rows: R of the products' x [R, I]; matrices [I, O].  A slot, zeros [R, I] and [R, O] that no forward pass
   reads, is what brings x and dy here: they are its cotangents.
   """
-  shapes = {name: [(rows, size) for size in m.shape] for name, m in matrices.items()}
-  return anchor, {n: tuple(jnp.zeros(s, matrices[n].dtype) for s in shapes[n]) for n in shapes}
+  zeros = lambda m: tuple(jnp.zeros((rows, size), m.dtype) for size in m.shape)  # noqa: E731
+  return anchor, jax.tree.map(zeros, matrices)
 
 
 def _slots_forward(rows, anchor, matrices):
@@ -39,7 +39,7 @@ slots.defvjp(_slots_forward, _slots_backward)
 def _gradient(x, dy, anchor):
   """xᵀ dy; its smaller factor is multiplied by a one read off `anchor`, for XLA drops barriers here."""
   sample = anchor.reshape(-1)[0]
-  one = jnp.where(sample == sample, 1, sample).astype(x.dtype)
+  one = jnp.where(jnp.isnan(sample), sample, 1).astype(x.dtype)
   return (x * one).T @ dy if x.size <= dy.size else x.T @ (dy * one)
 
 

@@ -39,13 +39,15 @@ STEPS = 1_000_000  # of the optimizer's schedule, which is constant
 
 def serve(place: Place, task: str, role: str, channel: Channel, devices) -> None:
   """Answers the parent until it says stop: first what is compared, then passes."""
-  if place.config.tasks[task].phase == SAMPLE:
+  config = place.config
+  if config.tasks[task].phase == SAMPLE:
     ours = peer_sampling.Sampling(place, task, continuous=role == CONTINUOUS, devices=devices)
   else:
     ours = Training(place, task, cached=role == OURS, devices=devices)
   channel.send(ours.ready())
   while channel.goes_on():
-    channel.send(ours.timed_pass())
+    found = peer_flops.timed(ours.take_pass, config.matmul, config.model.dtype)
+    channel.send(found | memory(devices))
 
 
 class Training:
@@ -94,13 +96,7 @@ class Training:
       "flops": self._flops(batches),
     } | memory(self.devices)
 
-  def timed_pass(self) -> dict[str, Any]:
-    """`_pass` with its seconds and what the machine could do around it."""
-    config = self.config
-    found = peer_flops.timed(self._pass, config.matmul, config.model.dtype)
-    return found | memory(self.devices)
-
-  def _pass(self) -> None:
+  def take_pass(self) -> None:
     """Every batch once, as a run takes it: made, moved, stepped on, its metrics read a step late."""
     pending = None
     for batch in self.timed():

@@ -33,7 +33,7 @@ class Sampling:
     listen = lambda event, s, **_: seconds.append(s) if "/compile/" in event else None  # noqa: E731
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-      self._pass()
+      self.take_pass()
     finally:
       jax.monitoring.unregister_event_duration_listener(listen)
     return {
@@ -44,13 +44,7 @@ class Sampling:
       "flops": peer_flops.sampling_flops(self.model, self.requests["pass"]),
     } | memory(self.devices)
 
-  def timed_pass(self) -> dict[str, Any]:
-    """`_pass` with its seconds and what the machine could do around it."""
-    config = self.config
-    found = peer_flops.timed(self._pass, config.matmul, config.model.dtype)
-    return found | memory(self.devices)
-
-  def _pass(self) -> None:
+  def take_pass(self) -> None:
     """One call for all requests, its responses on the host at its end."""
     requests = self.requests["pass"]
     samples = self._generate(requests, [r["new_tokens"] for r in requests], **self.rows)

@@ -171,14 +171,17 @@ def test_a_model_is_the_same_by_tiles(shape, small_tiles):
 
 @pytest.mark.parametrize("shape", [None, (1, 1, 1, 1)])
 def test_several_models_at_once(shape, small_tiles):
-  """vmap over parameters, as for ensembles: losses and gradients."""
+  """vmap over parameters, as for ensembles: logits, losses and gradients."""
   mesh = shape and jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4)
   model, inputs = built("blockwise", mesh), model_inputs()
   params = random_params(model)
   each = params, jax.tree.map(lambda x: 1.1 * x, params)
   both = jax.tree.map(lambda *x: jnp.stack(x), *each)
+  apply = jax.jit(lambda p: model.apply({"params": p}, *inputs))
+  logits = jax.jit(jax.vmap(apply))(both)
   loss, grads = jax.jit(jax.vmap(lambda p: loss_and_grads(model, p, inputs)))(both)
   for i, one in enumerate(each):
+    np.testing.assert_allclose(logits[i], apply(one), rtol=0, atol=1e-4)
     expected = loss_and_grads(model, one, inputs)
     np.testing.assert_allclose(loss[i], expected[0], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected[1])):

@@ -82,12 +82,12 @@ def waiting(monkeypatch):
   return found
 
 
-def _small(devices, collections=()):
+def _small(devices):
   mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:devices])
   model = models.Transformer(SMALL, mesh=mesh)
   tokens = jnp.arange(48).reshape(2, 24)
   params = model.init(jax.random.key(0), tokens)["params"]
-  return model, {"params": params, **dict(collections)}, tokens
+  return model, {"params": params}, tokens
 
 
 @pytest.mark.parametrize("devices, expected", [(1, BEHIND), (2, set())])
