@@ -101,8 +101,9 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, layer, context: Context):
     c = self.config
     x = self._site("resid_pre", x)
+    x, late = self._late(x, context)
     heads = self._attention(self._norm("attention_norm", x), layer, context)
-    heads, late = self._late(heads, context)
+    heads, late = deferred.beside(heads, late) if late else (heads, late)
     y = self._project("out", heads, late)
     if c.post_norms:
       y = self._norm("attention_post_norm", y)
@@ -130,16 +131,15 @@ class Block(nn.Module):
       heads = self._attend(q, k, v, _choose(local, context.masks), heads_first=cached)
     return self._site("attention_heads", heads.reshape(*x.shape[:2], c.num_heads, c.head_dim))
 
-  def _late(self, heads, context):
-    """(heads, {name: (matrix, slot)}) of what is behind attention and can wait for it, see `deferred`."""
+  def _late(self, x, context):
+    """(x, {name: (matrix, slot)}) of what is behind attention and can wait for it, see `deferred`."""
     if context.masks is not None or self.is_initializing() or self.variables.get("lora"):
-      return heads, {}
+      return x, {}
     mesh = context_attention.ambient(self.mesh)
-    if not context_attention.on_one_core(self.config.attention_impl, heads.shape[1], mesh):
-      return heads, {}
-    matrices = {n: self._matrix(n, heads.dtype) for n in ("out", "gate", "up", "down")}
-    heads, slots = deferred.slots(heads.shape[0] * heads.shape[1], heads, matrices)
-    return heads, {name: (matrix, slots[name]) for name, matrix in matrices.items()}
+    if not context_attention.on_one_core(self.config.attention_impl, x.shape[1], mesh):
+      return x, {}
+    matrices = {name: self._matrix(name, x.dtype) for name in ("out", "gate", "up", "down")}
+    return deferred.late(x.shape[0] * x.shape[1], x, matrices)
 
   def _attend(self, q, k, v, mask, *, heads_first):
     c = self.config

@@ -20,9 +20,9 @@ def _arrays(seed=0):
 
 def _two_products(x, matrices):
   """tanh(x) W then V, with the gradients of W and V put off to where tanh(x) is made."""
-  anchor, slots = deferred.slots(R, jnp.tanh(x), matrices)
-  hidden = deferred.product(anchor, matrices["w"], slots["w"])
-  return deferred.product(hidden, matrices["v"], slots["v"])
+  x, late = deferred.late(R, x, matrices)
+  anchor, late = deferred.beside(jnp.tanh(x), late)
+  return deferred.product(deferred.product(anchor, *late["w"]), *late["v"])
 
 
 @pytest.mark.parametrize(
@@ -41,25 +41,38 @@ def test_values_and_gradients_are_those_of_plain_products(wrap):
   assert_allclose(dx, d_hidden @ w.T * (1 - anchor**2), atol=1e-4)
 
 
-def test_gradients_wait_for_the_anchors_cotangent_in_the_compiled_program():
-  """What is read off the cotangent reaches them, so the program cannot compute them without it."""
-  x, w, v = _arrays()
+@pytest.mark.parametrize("where", ["anchor", "end"])
+@pytest.mark.parametrize(
+  "value, is_nan", [(1.0, False), (np.inf, False), (0.0, False), (np.nan, True)]
+)
+def test_gradients_wait_for_both_cotangents_in_the_compiled_program(where, value, is_nan):
+  """What is read off a cotangent reaches them, so the program cannot have them without it.
+
+  The end's says which number of x and dy is looked at: its NaN shows if the number next to the first
+  is NaN, which otherwise spoils one row or column.
+  """
+  x, w, _ = _arrays()
+  dy = _arrays(1)[0] @ w
+  x[0, 1] = np.nan if where == "end" else x[0, 1]
 
   @jax.jit
-  def gradients(d_anchor, x, dy):
-    matrices = {"w": w, "v": v}
-    _, back = jax.vjp(lambda m: deferred.slots(R, jnp.asarray(x), m), matrices)
-    return back((d_anchor, {"w": (x, dy), "v": (dy, x)}))[0]
+  def gradients(d_anchor, d_end, x, dy):
+    def both(end, anchor, matrices):
+      end, late = deferred.late(R, end, matrices)
+      anchor, late = deferred.beside(anchor, late)
+      return end, anchor, {name: deferred.product(x, *late[name]) for name in matrices}
 
-  dy = _arrays(1)[0] @ w
-  for of_one, is_nan in ((1.0, False), (np.inf, False), (0.0, False), (np.nan, True)):
-    d_anchor = np.ones((R, D), np.float32)
-    d_anchor[0, 0] = of_one
-    found = gradients(d_anchor, x, dy)
-    assert np.isnan(found["w"]).all() == np.isnan(found["v"]).all() == is_nan
-    if not is_nan:
-      assert_allclose(found["w"], x.T @ dy, atol=1e-4)
-      assert_allclose(found["v"], dy.T @ x, atol=1e-4)
+    _, back = jax.vjp(both, d_end, d_anchor, {"w": w, "u": w})
+    return back((d_end, d_anchor, {"w": dy, "u": dy}))[2]
+
+  odd = jnp.ones((R, D)).at[0, 0].set(value)
+  ones = jnp.ones((R, D))
+  found = gradients(*((odd, ones) if where == "anchor" else (ones, odd)), x, dy)
+  for gradient in found.values():
+    if is_nan:
+      assert np.isnan(gradient).all()
+    else:
+      assert_allclose(gradient, x.T @ dy, atol=1e-4)
 
 
 SMALL = models.ModelConfig(
@@ -72,13 +85,13 @@ BEHIND = {"out", "gate", "up", "down"}
 @pytest.fixture
 def waiting(monkeypatch):
   """The names of the matrices whose gradients wait, of all layers that are traced."""
-  found, slots = set(), deferred.slots
+  found, late = set(), deferred.late
 
-  def spy(rows, anchor, matrices):
+  def spy(rows, end, matrices):
     found.update(matrices)
-    return slots(rows, anchor, matrices)
+    return late(rows, end, matrices)
 
-  monkeypatch.setattr(deferred, "slots", spy)
+  monkeypatch.setattr(deferred, "late", spy)
   return found
 
 
